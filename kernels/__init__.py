@@ -1,0 +1,1 @@
+"""Everything numeric below a method: quantizers, packing, packed layers and their backends."""
