@@ -1,1 +1,1 @@
-"""The embedded world: rendered scenes of coloured shapes, their captions, and the recogniser that reads them back."""
+"""The embedded world: rendered scenes of coloured shapes, their captions, and a network that reads them."""

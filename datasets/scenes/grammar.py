@@ -45,7 +45,7 @@ _TEMPLATES = {
 
 
 def _noun_phrase(thing: SceneObject, rng: random.Random) -> str:
-    """`a small striped red star`, with the texture before the colour, after the noun, or left out if plain."""
+    """`a small striped red star`, the texture before the colour, after the noun, or unsaid."""
     size, colour, shape = SIZES[thing.size], COLOUR_NAMES[thing.colour], SHAPES[thing.shape]
     texture = TEXTURES[thing.texture]
     spelled_short = rng.random() < 0.5

@@ -124,7 +124,7 @@ def reference_radii() -> Tensor:
 
 def neighbour_radii(features: Tensor, k: int = 3) -> Tensor:
     """Distance of each row of [N, d] to its k-th nearest other row: [N]."""
-    rows = [torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in features.split(1024)]
+    rows = [torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in torch.split(features, 1024)]
     return torch.cat(rows)
 
 

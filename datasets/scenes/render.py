@@ -81,7 +81,7 @@ def batch_scenes(scenes: Sequence[Scene], seed: str) -> SceneBatch:
 
 
 def random_batch(n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> SceneBatch:
-    """Draw N scenes of one to three objects in any cells, without captions (for training readers and the VAE)."""
+    """Draw N scenes of one to three objects in any cells, without captions."""
 
     def draw(high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=generator, device=device)
