@@ -1,0 +1,1 @@
+"""A quantization method in a package of its own."""

@@ -1,0 +1,1 @@
+"""Methods that go wrong: for testing that the others go on."""
