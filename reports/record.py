@@ -1,9 +1,13 @@
-"""The record of one cell, and the flat row every table is made of. Imports nothing else of the project."""
+"""The record of one cell: what a run folder keeps and every report reads."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from harness.reports.validation import build, finite
 
 SCHEMA_VERSION = 1
 
@@ -89,5 +93,61 @@ class Record:
     schema: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON types."""
-        return asdict(self)
+        """Return the record as JSON types. Infinities and NaN become None: JSON has no word for them."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, data: object) -> Record:
+        """Check `data`, as `json.loads` gives it, against the schema and build the record.
+
+        Raises:
+            ValueError: one line naming the first field that is missing, unknown, of the wrong type, not
+                finite, or outside its set of values; or a schema version this code does not read.
+        """
+        if isinstance(data, dict) and data.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema {data['schema']!r:.40} is not {SCHEMA_VERSION}, the one this version reads"
+            )
+        record = build(cls, data, "record")
+        result = record.result
+        for size in (result.n, result.weight_bytes, result.checkpoint_bytes, record.measured.peak_bytes):
+            if size is not None and size < 0:
+                raise ValueError(f"record holds a negative size: {size}")
+        return record
+
+
+def read_records(run_folder: Path) -> list[Record]:
+    """Read every finished cell of a run, `RUN/cells/KEY/record.json`, in order of the keys.
+
+    A cell without that file is not finished and has no record yet. Nothing else is passed over.
+
+    Raises:
+        ValueError: the folder is no run, or a record is damaged, belongs to another cell than its folder
+            says, or lies outside the run (a link); one line naming the file.
+    """
+    cells = run_folder / "cells"
+    if not cells.is_dir():
+        raise ValueError(f"{run_folder} is not a run folder: it has no folder `cells`")
+    return [_read_record(run_folder, path) for path in sorted(cells.glob("*/record.json"))]
+
+
+def _read_record(run_folder: Path, path: Path) -> Record:
+    """Read one record and check that it is where it says it is."""
+    if not path.resolve().is_relative_to(run_folder.resolve()):
+        raise ValueError(f"{path}: leads outside the run folder")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        record = Record.from_json(data)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{path}: {error}") from error
+    if record.identity.cell != path.parent.name:
+        raise ValueError(f"{path}: is the record of another cell, {record.identity.cell!r:.80}")
+    return record
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Refuse what Python's parser accepts beyond JSON."""
+    raise ValueError(f"{name} is not JSON")

@@ -14,7 +14,7 @@ _UPPER_TAIL = 0.5 + CONFIDENCE / 2
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its two-sided 95 % confidence interval; None where it could not be formed."""
+    """An estimate and the ends of its two-sided 95 % interval; None where it could not be formed."""
 
     value: float | None
     lo: float | None

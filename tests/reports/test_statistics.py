@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from harness.reports.statistics import paired_t, t_interval, wilson_interval
 from hypothesis import given
 from hypothesis import strategies as st
+
+from harness.reports.statistics import paired_t, t_interval, wilson_interval
 
 
 def test_t_interval_closed_form():
@@ -106,7 +107,7 @@ def test_coverage_of_the_t_interval_is_95_percent():
 
 @pytest.mark.parametrize(("truth", "n"), [(0.5, 64), (0.9, 64), (0.98, 256)])
 def test_coverage_of_wilson_averages_95_percent(truth, n):
-    # Exact, by summing the binomial. Coverage oscillates with n; the normal interval's falls to 0.72 at 0.98, n 64.
+    # Exact, by summing the binomial. It oscillates with n; the normal interval's is 0.72 at truth 0.98, n 64.
     covered = sum(
         scipy.stats.binom.pmf(k, n, truth)
         for k in range(n + 1)
