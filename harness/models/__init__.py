@@ -1,0 +1,1 @@
+"""The models of the grid: their cards, their layers' roles, and how their folders are loaded."""

@@ -1,0 +1,195 @@
+"""Finds, checks, hashes and loads a model's folder. What lies in it is not trusted.
+
+Only safetensors weights and classes of diffusers and transformers are loaded, nothing is downloaded, and every
+parameter must come from the folder: the libraries themselves would fill a missing one with random numbers, and
+a missing tokenizer with an empty one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.compat import ensure_torchvision, quiet_imports
+from harness.errors import UserError
+from harness.models.card import ModelCard
+
+_EMBEDDED = Path(__file__).parent / "embedded"
+_LIBRARIES = ("diffusers", "transformers")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+_HASHED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+_PROBE = "a small red circle to the left of a large blue square"
+"""An empty tokenizer reads it as one unknown token over and over; a real one finds several pieces in it."""
+_PROBE_PIECES = 5
+
+
+def locate(card: ModelCard, model_paths: Mapping[str, Path]) -> Path:
+    """Return the folder of a model: the one given for its name, else the one shipped with the package.
+
+    Args:
+        card: the model.
+        model_paths: folders given with `--model-path NAME=DIR`, by name.
+
+    Raises:
+        harness.errors.UserError: the folder does not exist, or the model is not shipped and no folder is given.
+    """
+    if card.name in model_paths:
+        path = model_paths[card.name]
+        if not (path / "model_index.json").is_file():
+            raise UserError(f"--model-path {card.name}: {path} is no diffusers folder (no model_index.json)")
+        return path
+    if not card.embedded:
+        raise UserError(f"model {card.name!r} is not shipped: give its folder with --model-path {card.name}=DIR")
+    path = _EMBEDDED / card.name
+    if not (path / "model_index.json").is_file():
+        raise UserError(f"the weights of {card.name!r} are missing from this installation ({path})")
+    return path
+
+
+def _component_folders(path: Path) -> dict[str, Path]:
+    """The folders that make up a model, by their name in its index; the embedded models share one VAE."""
+    folders = {entry.name: entry for entry in sorted(path.iterdir()) if entry.is_dir()}
+    if "vae" not in folders and path.parent == _EMBEDDED:
+        folders["vae"] = _EMBEDDED / "vae"
+    return folders
+
+
+def weights_digest(path: Path) -> str:
+    """Return the sha256, in hex, over the names and contents of a model's weight and config files.
+
+    The digest does not depend on where the folder lies, nor on whether its VAE is shared.
+
+    Raises:
+        harness.errors.UserError: the folder holds no such file.
+    """
+    files = {entry.name: entry for entry in path.iterdir() if entry.is_file()}
+    for name, folder in _component_folders(path).items():
+        inside = (entry for entry in folder.rglob("*") if entry.is_file())
+        files.update({f"{name}/{entry.relative_to(folder).as_posix()}": entry for entry in inside})
+    hashed = sorted(name for name, entry in files.items() if entry.suffix in _HASHED_SUFFIXES)
+    if not hashed:
+        raise UserError(f"{path} holds no model")
+    digest = hashlib.sha256()
+    for name in hashed:
+        with files[name].open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_index(card: ModelCard, path: Path) -> dict[str, tuple[str, str]]:
+    """Read model_index.json: component name -> (library, class), unused and absent components left out."""
+    try:
+        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}/model_index.json cannot be read: {_one_line(error)}") from error
+    if not isinstance(index, dict) or index.get("_class_name") != card.pipeline:
+        found = index.get("_class_name") if isinstance(index, dict) else None
+        raise UserError(f"model {card.name!r} is a {card.pipeline}, but {path} holds a {found!r}")
+    components: dict[str, tuple[str, str]] = {}
+    for name, entry in index.items():
+        if name.startswith("_") or name in _UNUSED or not isinstance(entry, list) or entry == [None, None]:
+            continue
+        if not re.fullmatch(r"\w+", name) or len(entry) != 2 or entry[0] not in _LIBRARIES:
+            raise UserError(f"{path}/model_index.json: component {name!r} is not of diffusers or transformers")
+        components[name] = (entry[0], str(entry[1]))
+    if card.denoiser not in components:
+        raise UserError(f"{path}/model_index.json names no {card.denoiser!r}")
+    return components
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _component_class(path: Path, name: str, library: str, class_name: str) -> Any:
+    """The class of a component; UserError when the installed library has none of that name."""
+    found = getattr(importlib.import_module(library), class_name, None)
+    if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
+        raise UserError(f"{path}: the installed {library} has no {class_name!r} for {name!r}")
+    return found
+
+
+def _load_network(cls: Any, name: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Load one network; UserError unless every one of its parameters is in the folder."""
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no safetensors weights for {name!r} (other formats are not loaded)")
+    network, info = cls.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=dtype
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} weights of {name!r} are missing, e.g. {missing[0]}")
+    return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _load_tokenizer(cls: Any, name: str, folder: Path) -> Any:
+    """Load a tokenizer; UserError when it is empty, which transformers does not report."""
+    if not any((folder / file).is_file() for file in _VOCABULARY_FILES):
+        raise UserError(f"{folder}: no vocabulary for {name!r} ({', '.join(_VOCABULARY_FILES)})")
+    tokenizer = cls.from_pretrained(folder, local_files_only=True)
+    if len(set(tokenizer(_PROBE).input_ids)) < _PROBE_PIECES:
+        raise UserError(f"{folder}: the vocabulary of {name!r} is empty")
+    return tokenizer
+
+
+def _load_component(cls: Any, name: str, folder: Path, dtype: torch.dtype) -> Any:
+    """Load one component of the index; every way a folder can be broken becomes a UserError."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the folder of {name!r} is missing")
+    try:
+        if issubclass(cls, nn.Module):
+            return _load_network(cls, name, folder, dtype)
+        if "Tokenizer" in cls.__name__:
+            return _load_tokenizer(cls, name, folder)
+        return cls.from_pretrained(folder, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise a dozen types for a damaged folder, down to bare Exception
+        raise UserError(f"{folder}: {name!r} cannot be loaded: {_one_line(error)}") from error
+
+
+def load_pipeline(card: ModelCard, path: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Load a model's pipeline, in eval mode, without gradients and without a progress bar.
+
+    Args:
+        card: the model.
+        path: its folder in diffusers format (`locate`); nothing outside it is read but the shared VAE.
+        device: where its networks go.
+        dtype: floating type of its networks, whatever type the files hold.
+
+    Returns:
+        The diffusers pipeline of class `card.pipeline`.
+
+    Raises:
+        harness.errors.UserError: the folder is not such a pipeline, is incomplete or is damaged.
+    """
+    ensure_torchvision()
+    components = _read_index(card, path)
+    folders = _component_folders(path)
+    with quiet_imports():
+        for library in _LIBRARIES:
+            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
+        pipeline_class = getattr(importlib.import_module("diffusers"), card.pipeline)
+        loaded: dict[str, Any] = {}
+        for name, (library, class_name) in components.items():
+            cls = _component_class(path, name, library, class_name)
+            loaded[name] = _load_component(cls, name, folders.get(name, path / name), dtype)
+        if card.pipeline == "StableDiffusionPipeline":
+            loaded.update(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        try:
+            pipeline = pipeline_class.from_pretrained(path, local_files_only=True, **loaded)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: {card.pipeline} cannot be built: {_one_line(error)}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)
