@@ -1,0 +1,244 @@
+"""What every printed table shows: columns, entries as plain text, titles and footnotes. Formats only escape it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.reports.record import Record
+from harness.reports.rows import REFERENCE, grouped, row
+
+MIB = 2**20
+MISSING = "–"
+RECONSTRUCTION_MARK = "†"
+SIMULATED_MARK = "‡"
+STRONG_NOTE = "Bold: no other row of the table reaches this PSNR with as few bytes."
+
+_NOTE_LIMIT = 40
+_MESSAGE_LIMIT = 160
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a table.
+
+    Attributes:
+        text: plain text in one line, not escaped for any format.
+        value: what a reader sorts the column by; None sorts last.
+        strong: it deserves emphasis.
+        failed: it is the typed state of a failed cell.
+    """
+
+    text: str
+    value: float | str | None = None
+    strong: bool = False
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: its name, unique in the table.
+        heading: its heading in one line.
+        stacked: the heading in two lines, for narrow places.
+        span: what it has in common with its neighbours.
+        entry: makes the entry of a row.
+    """
+
+    key: str
+    heading: str
+    stacked: tuple[str, str]
+    span: str
+    entry: Callable[[dict[str, Any]], Entry]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table: a model on a prompt set and a device. `entries[i][j]` belongs to `columns[j]`."""
+
+    title: str
+    model: str
+    columns: tuple[Column, ...]
+    entries: tuple[tuple[Entry, ...], ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """All tables of a report and the footnotes they share."""
+
+    sheets: tuple[Sheet, ...]
+    notes: tuple[str, ...]
+
+
+def clean(text: str) -> str:
+    """Return `text` in one line without control, format or surrogate characters: those become escapes.
+
+    Names come from records, and a record is data: escape sequences would reach the terminal, and
+    right-to-left marks would rearrange the line.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def method_label(flat: dict[str, Any]) -> str:
+    """Return `method`, or `method (variant)` for a variant other than the default."""
+    variant = "" if flat["variant"] == "default" else f" ({flat['variant']})"
+    return clean(flat["method"] + variant)
+
+
+def bits_label(flat: dict[str, Any]) -> str:
+    """Return e.g. `W4A8`."""
+    return f"W{flat['wbits']}A{flat['abits']}"
+
+
+def _method(flat: dict[str, Any]) -> Entry:
+    marks = RECONSTRUCTION_MARK * flat["reconstruction"] + SIMULATED_MARK * (flat["execution"] == "simulated")
+    return Entry(method_label(flat) + marks, method_label(flat))
+
+
+def _figure(name: str, digits: int, scale: float = 1.0) -> Callable[[dict[str, Any]], Entry]:
+    """Return the maker of entries for one figure, in units of `scale`; a missing one shows its note."""
+
+    def entry(flat: dict[str, Any]) -> Entry:
+        value = flat[name]
+        if value is None:
+            return Entry(clean(flat["notes"].get(name, MISSING))[:_NOTE_LIMIT])
+        return Entry(f"{value / scale:.{digits}f}", value, strong=flat.get("best") == name)
+
+    return entry
+
+
+def _with_interval(name: str, digits: int, end_digits: int) -> Callable[[dict[str, Any]], Entry]:
+    """Return the maker of entries such as `27.50 [26.9, 28.1]`."""
+    plain = _figure(name, digits)
+
+    def entry(flat: dict[str, Any]) -> Entry:
+        base = plain(flat)
+        lo, hi = flat[f"{name}_lo"], flat[f"{name}_hi"]
+        if base.value is None or lo is None or hi is None:
+            return base
+        text = f"{base.text} [{lo:.{end_digits}f}, {hi:.{end_digits}f}]"
+        return Entry(text, base.value, base.strong)
+
+    return entry
+
+
+def _step(flat: dict[str, Any]) -> Entry:
+    step, reference = flat["step_ms"], flat["step_ms_ref"]
+    if step is None:
+        return Entry(MISSING)
+    digits = 1 if step < 100 else 0
+    ratio = f" ({step / reference:.2f}×)" if reference else ""
+    return Entry(f"{step:.{digits}f}{ratio}", step)
+
+
+def _state(flat: dict[str, Any]) -> Entry:
+    return Entry(flat["state"], flat["state"], failed=flat["state"] != "ok")
+
+
+_PAIRED = "Against the reference"
+_BITS = Column("bits", "W/A", ("", "W/A"), "", lambda flat: Entry(bits_label(flat), flat["wbits"]))
+_N = Column("n", "N", ("", "N"), "", lambda flat: Entry(str(flat["n"]), flat["n"]))
+_ACCURACY = _with_interval("prompt_accuracy", 3, 2)
+
+COLUMNS = (
+    Column("method", "Method", ("", "Method"), "", _method),
+    _BITS,
+    _N,
+    Column("effective_bits", "Eff. bits", ("Eff.", "bits"), "Weights", _figure("effective_bits", 2)),
+    Column("weight_bytes", "MiB", ("", "MiB"), "Weights", _figure("weight_bytes", 2, MIB)),
+    Column("psnr", "PSNR ↑ (dB)", ("PSNR ↑", "dB [95 %]"), _PAIRED, _with_interval("psnr", 2, 1)),
+    Column("ssim", "SSIM ↑", ("", "SSIM ↑"), _PAIRED, _figure("ssim", 3)),
+    Column("lpips", "LPIPS ↓", ("", "LPIPS ↓"), _PAIRED, _figure("lpips", 3)),
+    Column("lpips_scene", "LPIPS-scene ↓", ("LPIPS-", "scene ↓"), _PAIRED, _figure("lpips_scene", 3)),
+    Column("fid", "FID ↓", ("", "FID ↓"), "Distribution", _figure("fid", 2)),
+    Column("kid", "KID ↓", ("", "KID ↓"), "Distribution", _figure("kid", 4)),
+    Column("prompt_accuracy", "Prompt accuracy ↑", ("Prompt accuracy ↑", "[95 %]"), "", _ACCURACY),
+    Column("peak_bytes", "Peak MiB", ("Peak", "MiB"), "Cost", _figure("peak_bytes", 1, MIB)),
+    Column("step_ms", "ms/step (ratio)", ("ms/step", "(ratio)"), "Cost", _step),
+    Column("quantize_s", "Quantize s", ("Quant.", "s"), "Cost", _figure("quantize_s", 1)),
+    Column("state", "State", ("", "State"), "", _state),
+)
+
+LEFT_ALIGNED = frozenset({"method", "bits", "state"})
+"""Keys of the columns of words; the others hold figures and align right."""
+
+
+def lay_out(records: Iterable[Record]) -> Document:
+    """Return the tables and footnotes of `records`: one table per model, prompt set and device, sorted."""
+    groups = grouped(records)
+    flats = {key: [row(record) for record in group] for key, group in groups.items()}
+    everything = [flat for group in flats.values() for flat in group]
+    used = {"n": len({flat["n"] for flat in everything}) > 1}
+    used["lpips"] = any(flat["lpips"] is not None for flat in everything)
+    columns = tuple(column for column in COLUMNS if used.get(column.key, True))
+    several = len({key[0] for key in flats}) < len(flats)
+    sheets = []
+    for (model, dataset, device), group in flats.items():
+        title = clean(f"{model} · {dataset} · {device}" if several else model)
+        _mark_best(group)
+        entries = tuple(tuple(column.entry(flat) for column in columns) for flat in group)
+        sheets.append(Sheet(title, clean(model), columns, entries))
+    return Document(tuple(sheets), tuple(_notes(everything)) if everything else ("No cell is finished yet.",))
+
+
+def _mark_best(group: list[dict[str, Any]]) -> None:
+    """Mark the rows on the Pareto front of PSNR against bytes of packed weights."""
+    sized = [flat for flat in group if flat["psnr"] is not None and flat["weight_bytes"] is not None]
+    for flat in sized:
+        size, psnr = flat["weight_bytes"], flat["psnr"]
+        if not any(
+            other["weight_bytes"] <= size
+            and other["psnr"] >= psnr
+            and (other["weight_bytes"] < size or other["psnr"] > psnr)
+            for other in sized
+        ):
+            flat["best"] = "psnr"
+
+
+def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the footnotes, each a sentence or two in one line."""
+    protocols = _distinct(f"{flat['protocol']} ({flat['protocol_hash']})" for flat in flats)
+    counts = _distinct(flat["n"] for flat in flats)
+    settings = {"prompt set": "dataset", "seed": "seed", "device": "device", "dtype": "dtype"}
+    named = [f"{word} {_distinct(flat[key] for flat in flats)}" for word, key in settings.items()]
+    backends = _distinct(flat["backend"] for flat in flats)
+    notes = [
+        f"N = {counts} prompts per cell; protocol {protocols}; {'; '.join(named)}; kernel backend {backends}.",
+        "[lo, hi]: 95 % interval over the prompts, Student's t for PSNR, Wilson's for prompt accuracy. PSNR, SSIM "
+        "and LPIPS compare with the reference's image of the same prompt and noise.",
+        "Eff. bits: bits stored per weight of the quantized layers, with scales, tables and branches. MiB: 2^20 "
+        "bytes of the whole denoiser's weights, packed, or 16 bits each where left alone. Ratio: to the reference.",
+    ]
+    executions = {flat["execution"] for flat in flats if flat["method"] != REFERENCE}
+    if executions == {"packed"}:
+        notes.append("Every quantized cell is computed from its packed codes.")
+    elif "simulated" in executions:
+        notes.append(
+            f"{SIMULATED_MARK} simulated: floats rounded to the grid; the others compute from packed codes."
+        )
+    if any(flat["reconstruction"] for flat in flats):
+        notes.append(
+            f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not from its authors' code."
+        )
+    for flat in flats:
+        if flat["state"] != "ok":
+            message = f": {' '.join(flat['message'].split())}" if flat["message"] else ""
+            line = f"{method_label(flat)} {bits_label(flat)} on {flat['model']}: {flat['state']}{message}"
+            notes.append(line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 1] + "…")
+    return [clean(note) for note in notes]
+
+
+def _distinct(values: Iterable[object]) -> str:
+    """Join the different values in order of first appearance."""
+    return ", ".join(dict.fromkeys(str(value) for value in values))
+
+
+def sort_value(entry: Entry) -> str:
+    """Return an entry's value as text for sorting by a program, empty when it has none."""
+    if isinstance(entry.value, float) and not math.isfinite(entry.value):
+        return ""
+    return "" if entry.value is None else str(entry.value)
