@@ -49,7 +49,8 @@ def ensure_torchvision() -> bool:
 
     Such a build cannot load its compiled operators, and then fails when it describes one of them (`nms`) to
     torch. Declaring the missing operators lets the import pass: models and transforms work,
-    `torchvision.ops.nms` and `torchvision.io` do not. Where torchvision imports by itself nothing is declared.
+    `torchvision.ops.nms` and `torchvision.io` do not. Where torchvision imports by itself nothing is
+    declared.
 
     Returns:
         False when torchvision is not installed.
@@ -87,9 +88,9 @@ def _declare_torchvision_operators() -> None:
 def import_image_reward() -> types.ModuleType:
     """Import `ImageReward.ImageReward` (image-reward 1.5) under current transformers.
 
-    The package's own `__init__` needs an undeclared module (`clip`) and names that transformers has since moved
-    or removed; here its `__init__` is skipped and the names are supplied. Scores are the same as with the
-    transformers version it was written for.
+    The package's own `__init__` needs an undeclared module (`clip`) and names that transformers has since
+    moved or removed; here its `__init__` is skipped and the names are supplied. Scores are the same as with
+    the transformers version it was written for.
 
     Returns:
         The module that holds the class `ImageReward`.

@@ -1,0 +1,96 @@
+"""Milliseconds of one denoiser step, quantized and reference measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+WARM_UP = 3
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles of the times of one function, in milliseconds."""
+
+    median: float
+    lo: float
+    hi: float
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Times of the quantized step and of the reference's, measured under the same conditions."""
+
+    quantized: Quartiles
+    reference: Quartiles
+
+
+def compare_step_ms(
+    quantized: Callable[[], object],
+    reference: Callable[[], object],
+    device: torch.device | str,
+    *,
+    rounds: int = ROUNDS,
+    warm_up: int = WARM_UP,
+) -> StepTimes:
+    """Time two functions in turns, so that heat and other load meet both alike.
+
+    Every round runs both once, and the order alternates from round to round (AB, BA, AB, ...), so that
+    neither always profits from what the other left in the caches.
+
+    Args:
+        quantized: one denoiser step of the quantized model.
+        reference: the same step of the reference.
+        device: where they run; on CUDA the time is taken by events on the current stream.
+        rounds: timed runs of each, at least 1.
+        warm_up: untimed runs of each before.
+
+    Raises:
+        ValueError: `rounds` is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"at least one round is needed, got {rounds}")
+    for _ in range(warm_up):
+        quantized()
+        reference()
+    times: tuple[list[float], list[float]] = ([], [])
+    pair = (quantized, reference)
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            times[which].append(time_ms(pair[which], device))
+    return StepTimes(_quartiles(times[0]), _quartiles(times[1]))
+
+
+def time_ms(function: Callable[[], object], device: torch.device | str) -> float:
+    """Run `function` once and return its duration in milliseconds, work queued on the device included."""
+    if torch.device(device).type == "cuda":
+        return _cuda_ms(function, torch.device(device))
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _cuda_ms(function: Callable[[], object], device: torch.device) -> float:
+    """Time by CUDA events; the device is idle before the first, so no earlier work is counted."""
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        start, end = _event(), _event()
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _quartiles(times: list[float]) -> Quartiles:
+    lo, median, hi = np.percentile(np.asarray(times, dtype=np.float64), [25, 50, 75])
+    return Quartiles(float(median), float(lo), float(hi))
