@@ -1,0 +1,113 @@
+"""Dense bit packing of codes: 1 to 8 bits, one little-endian bit stream per row.
+
+Code `j` of a row occupies bits `j*bits` to `(j+1)*bits - 1` of that row, bit 0 being the lowest bit of byte 0, and
+each row is padded with zero bits to a whole byte. Eight codes therefore take exactly `bits` bytes at every width:
+three bytes at 3 bits, not four.
+
+Eight codes fit one 64-bit word, so both directions work on whole words. Unpacking spreads a word in three steps
+that halve the fields (8 codes -> 2x4 -> 4x2 -> 8x1): about ten bitwise passes over memory of the size of the result,
+with no index tensor and no table, on any device.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CODES_PER_WORD = 8
+MAX_BITS = 8
+
+
+def packed_columns(bits: int, cols: int) -> int:
+    """Return how many bytes a row of `cols` codes takes."""
+    return -(-bits * cols // 8)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes into a dense bit stream per row.
+
+    Args:
+        codes: uint8 [rows, cols], every value below `2**bits`.
+        bits: width of a code, 1-8.
+
+    Returns:
+        uint8 [rows, ceil(cols*bits/8)], contiguous.
+
+    Raises:
+        ValueError: the width is not 1-8, or a code does not fit it.
+        TypeError: the codes are not a uint8 matrix.
+    """
+    _check_matrix(codes, bits)
+    rows, cols = codes.shape
+    if codes.numel() and int(codes.max()) >> bits:
+        raise ValueError(f"a code of {int(codes.max())} does not fit {bits} bits")
+    if bits == MAX_BITS:
+        return codes.clone(memory_format=torch.contiguous_format)
+    padded = F.pad(codes, (0, -cols % CODES_PER_WORD)).reshape(rows, -1, CODES_PER_WORD)
+    words = padded[..., 0].to(torch.int64)
+    for position in range(1, CODES_PER_WORD):
+        words |= padded[..., position].to(torch.int64) << (position * bits)
+    stream = words.unsqueeze(-1).view(torch.uint8)[..., :bits].reshape(rows, -1)
+    return stream[:, : packed_columns(bits, cols)].contiguous()
+
+
+def unpack_codes(packed: Tensor, bits: int, cols: int) -> Tensor:
+    """Undo `pack_codes`.
+
+    Args:
+        packed: uint8 [rows, ceil(cols*bits/8)].
+        bits: width of a code, 1-8.
+        cols: number of codes per row.
+
+    Returns:
+        uint8 [rows, cols]. At 8 bits this is `packed` itself, not a copy.
+
+    Raises:
+        ValueError: the width is not 1-8, or the row length does not belong to `cols`.
+        TypeError: `packed` is not a uint8 matrix.
+    """
+    _check_matrix(packed, bits)
+    rows, row_bytes = packed.shape
+    if row_bytes != packed_columns(bits, cols):
+        raise ValueError(f"{row_bytes} bytes per row cannot hold {cols} codes of {bits} bits")
+    if bits == MAX_BITS:
+        return packed
+    words_per_row = -(-cols // CODES_PER_WORD)
+    if row_bytes != words_per_row * bits:
+        packed = F.pad(packed, (0, words_per_row * bits - row_bytes))
+    stream = packed.reshape(rows * words_per_row, bits)
+    padded = torch.zeros(rows * words_per_row, CODES_PER_WORD, dtype=torch.uint8, device=packed.device)
+    # Column by column: the inner loop of a strided copy is then the long axis, not the 1-7 bytes of a word.
+    for position in range(bits):
+        padded[:, position] = stream[:, position]
+    codes = _spread(padded.view(torch.int64), bits).view(torch.uint8)
+    codes = codes.view(rows, words_per_row * CODES_PER_WORD)
+    return codes if words_per_row * CODES_PER_WORD == cols else codes[:, :cols].contiguous()
+
+
+def _spread(words: Tensor, bits: int) -> Tensor:
+    """Move the eight `bits`-wide fields at the bottom of each 64-bit word to its eight bytes, in place."""
+    for lane in (32, 16, 8):
+        field = bits * lane // 8
+        low = _repeated_mask(field, 2 * lane)
+        high = (words << (lane - field)).bitwise_and_(_signed(low << lane))
+        words.bitwise_and_(_signed(low)).bitwise_or_(high)
+    return words
+
+
+def _repeated_mask(width: int, every: int) -> int:
+    """Return a 64-bit pattern with `width` ones at the bottom of each `every` bits."""
+    return sum(((1 << width) - 1) << start for start in range(0, 64, every))
+
+
+def _signed(pattern: int) -> int:
+    """Return the 64-bit pattern as the int64 with the same bits."""
+    return pattern - (1 << 64) if pattern >> 63 else pattern
+
+
+def _check_matrix(codes: Tensor, bits: int) -> None:
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"codes have 1 to {MAX_BITS} bits, not {bits}")
+    if codes.dtype != torch.uint8 or codes.dim() != 2:
+        raise TypeError(f"expected a uint8 matrix, got {codes.dtype} of shape {tuple(codes.shape)}")

@@ -1,0 +1,1 @@
+"""Quantizers as pure functions: tensors in, codes and their parameters out."""

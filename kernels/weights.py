@@ -1,0 +1,328 @@
+"""Packed weight matrices: modules of buffers only, which decode to float32 in every forward.
+
+A convolution's kernel [out, in, kh, kw] is stored as the matrix [out, in*kh*kw]; a row is always an output channel.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.kernels.packing import pack_codes, packed_columns, unpack_codes
+from harness.kernels.quantizers.grid import GRIDS, Grid, check_grid
+from harness.kernels.quantizers.normal_float import (
+    BLOCK,
+    NormalFloatCodes,
+    dequantize_normal_float,
+    nf_codebook,
+)
+from harness.kernels.quantizers.residual import MAX_PLANES, BinaryPlanes, dequantize_planes
+from harness.kernels.quantizers.uniform import (
+    Group,
+    UniformCodes,
+    check_group,
+    dequantize_uniform,
+    scale_shape,
+)
+from harness.kernels.stored import Spec, StoredModule, nbytes, spec_choice, spec_dict, spec_int
+
+LARGEST_SIDE = 1 << 24
+
+
+class PackedWeight(StoredModule):
+    """A weight matrix in packed storage.
+
+    Attributes:
+        kind: its name in a spec.
+        rows: output channels.
+        cols: values per output channel.
+    """
+
+    kind: str
+    rows: int
+    cols: int
+
+    def __init__(self, rows: int, cols: int) -> None:
+        super().__init__()
+        self.rows, self.cols = rows, cols
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """Return the matrix the codes stand for: float32 [rows, cols]."""
+
+    @abstractmethod
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes held, under `codes`, `scales`, `zeros`, `codebooks` and `index`; parts of 0 bytes are absent."""
+
+    @property
+    @abstractmethod
+    def mean_bits(self) -> float:
+        """Mean width of a code, in bits, without scales and the like."""
+
+    @abstractmethod
+    def spec(self) -> Spec:
+        """Return the JSON object `from_spec` builds an empty copy from."""
+
+    @classmethod
+    @abstractmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build an empty weight whose state can then be loaded; raises ValueError on a wrong spec."""
+
+    def check(self) -> None:
+        """Raise ValueError when loaded buffers contradict each other (shapes are checked on loading)."""
+
+
+class UniformWeight(PackedWeight):
+    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` uint8 of that shape or absent."""
+
+    kind = "uniform"
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    def __init__(self, rows: int, cols: int, bits: int, grid: Grid, group: Group = None) -> None:
+        check_grid(bits, grid)
+        check_group(group)
+        super().__init__(rows, cols)
+        self.bits, self.grid, self.group = bits, grid, group
+        shape = scale_shape(rows, cols, group)
+        self.register_buffer("packed", torch.zeros(rows, packed_columns(bits, cols), dtype=torch.uint8))
+        self.register_buffer("scale", torch.zeros(shape, dtype=torch.float16))
+        zero = torch.zeros(shape, dtype=torch.uint8) if grid == "asymmetric" else None
+        self.register_buffer("zero", zero)
+
+    @classmethod
+    def pack(cls, codes: UniformCodes, bits: int, grid: Grid, group: Group = None) -> Self:
+        """Pack the output of `quantize_uniform`, called with the same width, grid and group."""
+        rows, cols = codes.codes.shape
+        if tuple(codes.scale.shape) != scale_shape(rows, cols, group):
+            raise ValueError(f"scales of shape {tuple(codes.scale.shape)} do not belong to group {group!r}")
+        if (codes.zero is None) == (grid == "asymmetric"):
+            raise ValueError(f"zero points and grid {grid!r} do not belong together")
+        weight = cls(rows, cols, bits, grid, group)
+        weight.packed = pack_codes(codes.codes, bits)
+        weight.scale = codes.scale.to(torch.float16)
+        weight.zero = codes.zero
+        return weight
+
+    def dequantize(self) -> Tensor:
+        """Return float32 [rows, cols]."""
+        codes = UniformCodes(unpack_codes(self.packed, self.bits, self.cols), self.scale, self.zero)
+        return dequantize_uniform(codes, self.bits, grid=self.grid, group=self.group)
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes of codes, scales and zero points."""
+        return _present(codes=nbytes(self.packed), scales=nbytes(self.scale), zeros=nbytes(self.zero))
+
+    @property
+    def mean_bits(self) -> float:
+        """Width of a code."""
+        return float(self.bits)
+
+    def spec(self) -> Spec:
+        """Return kind, sizes, width, grid and group."""
+        shape = {"kind": self.kind, "rows": self.rows, "cols": self.cols}
+        return {**shape, "bits": self.bits, "grid": self.grid, "group": self.group}
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build an empty weight; raises ValueError on a wrong spec."""
+        group = spec.get("group")
+        check_group(group)
+        bits = spec_int(spec, "bits", 1, 8)
+        return cls(*_sizes(spec), bits, cast(Grid, spec_choice(spec, "grid", GRIDS)), group)
+
+
+class NormalFloatWeight(PackedWeight):
+    """Normal-float codes: `packed` uint8, `absmax` float32 [blocks], `codebook` float32 [2**bits]."""
+
+    kind = "normal_float"
+    packed: Tensor
+    absmax: Tensor
+    codebook: Tensor
+
+    def __init__(self, rows: int, cols: int, bits: int, block: int = BLOCK) -> None:
+        super().__init__(rows, cols)
+        self.bits, self.block = bits, block
+        self.register_buffer("packed", torch.zeros(rows, packed_columns(bits, cols), dtype=torch.uint8))
+        self.register_buffer("absmax", torch.zeros(-(-rows * cols // block)))
+        self.register_buffer("codebook", nf_codebook(bits))
+
+    @classmethod
+    def pack(cls, codes: NormalFloatCodes, bits: int, block: int = BLOCK) -> Self:
+        """Pack the output of `quantize_normal_float`, called with the same width and block."""
+        weight = cls(*codes.codes.shape, bits, block)
+        if codes.absmax.shape != weight.absmax.shape:
+            raise ValueError(f"{codes.absmax.numel()} magnitudes do not belong to blocks of {block}")
+        weight.packed = pack_codes(codes.codes, bits)
+        weight.absmax = codes.absmax.to(torch.float32)
+        weight.codebook = weight.codebook.to(codes.codes.device)
+        return weight
+
+    def dequantize(self) -> Tensor:
+        """Return float32 [rows, cols]."""
+        codes = NormalFloatCodes(unpack_codes(self.packed, self.bits, self.cols), self.absmax)
+        return dequantize_normal_float(codes, self.codebook, self.block)
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes of codes, block magnitudes and the code book."""
+        return _present(
+            codes=nbytes(self.packed), scales=nbytes(self.absmax), codebooks=nbytes(self.codebook)
+        )
+
+    @property
+    def mean_bits(self) -> float:
+        """Width of a code."""
+        return float(self.bits)
+
+    def spec(self) -> Spec:
+        """Return kind, sizes, width and block."""
+        shape = {"kind": self.kind, "rows": self.rows, "cols": self.cols}
+        return {**shape, "bits": self.bits, "block": self.block}
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build an empty weight; raises ValueError on a wrong spec."""
+        return cls(*_sizes(spec), spec_int(spec, "bits", 2, 8), spec_int(spec, "block", 1, LARGEST_SIDE))
+
+
+class BinaryPlanesWeight(PackedWeight):
+    """Residual binary planes: `packed` uint8 (one bit per plane), `alphas` float16 [rows, planes]."""
+
+    kind = "binary_planes"
+    packed: Tensor
+    alphas: Tensor
+
+    def __init__(self, rows: int, cols: int, planes: int) -> None:
+        super().__init__(rows, cols)
+        self.planes = planes
+        self.register_buffer("packed", torch.zeros(rows, packed_columns(planes, cols), dtype=torch.uint8))
+        self.register_buffer("alphas", torch.zeros(rows, planes, dtype=torch.float16))
+
+    @classmethod
+    def pack(cls, planes: BinaryPlanes) -> Self:
+        """Pack the output of `fit_binary_planes`."""
+        weight = cls(*planes.codes.shape, planes.alphas.shape[1])
+        if planes.alphas.shape != weight.alphas.shape:
+            raise ValueError(f"alphas of shape {tuple(planes.alphas.shape)} for {weight.rows} rows")
+        weight.packed = pack_codes(planes.codes, weight.planes)
+        weight.alphas = planes.alphas.to(torch.float16)
+        return weight
+
+    def dequantize(self) -> Tensor:
+        """Return float32 [rows, cols]."""
+        return dequantize_planes(unpack_codes(self.packed, self.planes, self.cols), self.alphas)
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes of the planes and of their alphas."""
+        return _present(codes=nbytes(self.packed), scales=nbytes(self.alphas))
+
+    @property
+    def mean_bits(self) -> float:
+        """Number of planes."""
+        return float(self.planes)
+
+    def spec(self) -> Spec:
+        """Return kind, sizes and the number of planes."""
+        return {"kind": self.kind, "rows": self.rows, "cols": self.cols, "planes": self.planes}
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build an empty weight; raises ValueError on a wrong spec."""
+        return cls(*_sizes(spec), spec_int(spec, "planes", 1, MAX_PLANES))
+
+
+class RowMixedWeight(PackedWeight):
+    """Rows of mixed width: each row belongs to one of several packed weights.
+
+    Attributes:
+        parts: packed weights of equal cols; part i holds the rows with `row_part == i`, in increasing order.
+        row_part: uint8 [rows].
+    """
+
+    kind = "row_mixed"
+    row_part: Tensor
+
+    def __init__(self, parts: list[PackedWeight], row_part: Tensor) -> None:
+        if not parts or any(isinstance(part, RowMixedWeight) for part in parts):
+            raise ValueError(
+                "a row-mixed weight is made of one or more weights that are not row-mixed themselves"
+            )
+        if len({part.cols for part in parts}) != 1:
+            raise ValueError("the parts of a row-mixed weight differ in their number of columns")
+        super().__init__(sum(part.rows for part in parts), parts[0].cols)
+        self.parts = nn.ModuleList(parts)
+        self.register_buffer("row_part", row_part.to(torch.uint8))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError unless `row_part` gives every part as many rows as it holds."""
+        counts = torch.bincount(self.row_part.reshape(-1).to(torch.int64), minlength=len(self.parts)).tolist()
+        if counts != [part.rows for part in self._parts()]:
+            raise ValueError(
+                f"row_part gives the parts {counts} rows, they hold {[p.rows for p in self._parts()]}"
+            )
+
+    def dequantize(self) -> Tensor:
+        """Return float32 [rows, cols]."""
+        held = torch.cat([part.dequantize() for part in self._parts()])
+        order = torch.argsort(self.row_part, stable=True)
+        return torch.empty_like(held).index_copy_(0, order, held)
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes of all parts together, and of `row_part` under `index`."""
+        total = {"index": nbytes(self.row_part)}
+        for part in self._parts():
+            for name, size in part.bytes_by_part().items():
+                total[name] = total.get(name, 0) + size
+        return total
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean width over the rows."""
+        return sum(part.mean_bits * part.rows for part in self._parts()) / self.rows
+
+    def spec(self) -> Spec:
+        """Return kind, sizes and the specs of the parts."""
+        shape = {"kind": self.kind, "rows": self.rows, "cols": self.cols}
+        return {**shape, "parts": [part.spec() for part in self._parts()]}
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build an empty weight, its rows dealt to the parts in order; raises ValueError on a wrong spec."""
+        rows, cols = _sizes(spec)
+        specs = spec.get("parts")
+        if not isinstance(specs, list) or not 1 <= len(specs) <= 255:
+            raise ValueError("parts must be a list of 1 to 255 weights")
+        specs = [spec_dict(part, "a part") for part in specs]
+        if any(part.get("kind") == cls.kind for part in specs):
+            raise ValueError("a row-mixed weight cannot be a part of another")
+        sizes = [_sizes(part) for part in specs]
+        if sum(size[0] for size in sizes) != rows or any(size[1] != cols for size in sizes):
+            raise ValueError(f"the parts do not make up a matrix of {rows} x {cols}")
+        dealt = torch.repeat_interleave(torch.tensor([size[0] for size in sizes]))
+        return cls([weight_from_spec(part) for part in specs], dealt)
+
+    def _parts(self) -> list[PackedWeight]:
+        return [cast(PackedWeight, part) for part in self.parts]
+
+
+WEIGHTS: dict[str, type[PackedWeight]] = {
+    cls.kind: cls for cls in (UniformWeight, NormalFloatWeight, BinaryPlanesWeight, RowMixedWeight)
+}
+
+
+def weight_from_spec(spec: Spec) -> PackedWeight:
+    """Build an empty packed weight from its spec; raises ValueError on an unknown kind or a wrong spec."""
+    return WEIGHTS[spec_choice(spec, "kind", tuple(WEIGHTS))].from_spec(spec)
+
+
+def _sizes(spec: Spec) -> tuple[int, int]:
+    return spec_int(spec, "rows", 1, LARGEST_SIDE), spec_int(spec, "cols", 1, LARGEST_SIDE)
+
+
+def _present(**parts: int) -> dict[str, int]:
+    return {name: size for name, size in parts.items() if size}
