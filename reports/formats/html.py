@@ -22,7 +22,8 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1c1f; --paper: #fff; --rule: #c9ced6; --soft: #5b6470;
   --stripe: #f5f6f8; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6ea; --paper: #15171a; --rule: #3a4049; --soft: #9aa3af; --stripe: #1c1f24; --bad: #ff8a80; }
+  :root { --ink: #e4e6ea; --paper: #15171a; --rule: #3a4049;
+    --soft: #9aa3af; --stripe: #1c1f24; --bad: #ff8a80; }
 }
 body { margin: 2rem auto; max-width: 90rem; padding: 0 1rem; background: var(--paper); color: var(--ink);
   font: 15px/1.45 system-ui, sans-serif; }

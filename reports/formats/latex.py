@@ -1,4 +1,4 @@
-"""LaTeX with booktabs: one table per model, to be \\input as it is. Plain ASCII, every name escaped."""
+"""LaTeX with booktabs: one table per model, to be input as it is. Plain ASCII, every name escaped."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from harness.reports.record import Record
 _COMMANDS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
-    '"': r"\textquotedbl{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "–": "--",
-    "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}", "·": r"$\cdot$", "…": r"\ldots{}", "±": r"$\pm$",
-    "[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": "'", "-": "-",
+    '"': r"\textquotedbl{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
+    "–": r"\textendash{}", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}", "·": r"$\cdot$", "…": r"\ldots{}",
+    "±": r"$\pm$",
+    "[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
 }  # fmt: skip
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",
     "\u0327": "c",
 }  # fmt: skip
-_HEADER = """% Needs in the preamble: \\usepackage[T1]{fontenc}, \\usepackage{textcomp}, \\usepackage{booktabs},
-% \\usepackage{graphicx}
+_HEADER = """% The preamble needs:
+%   \\usepackage[T1]{fontenc}
+%   \\usepackage{textcomp}
+%   \\usepackage{booktabs}
+%   \\usepackage{graphicx}
 """
 
 
 def escape(text: str) -> str:
-    """Return `text` as ASCII LaTeX that prints it: commands for special characters, U+XXXX for unknown ones."""
-    return "".join(_character(char) for char in text)
+    """Return `text` as ASCII LaTeX that prints it; characters without a command print as U+XXXX."""
+    return "".join(_character(char) for char in text).replace("--", "-{}-")
 
 
 def _character(char: str) -> str:
@@ -37,7 +41,7 @@ def _character(char: str) -> str:
         return _COMMANDS[char]
     if char.isascii():
         return char
-    base, *marks = unicodedata.normalize("NFD", char)
+    base, *marks = list(unicodedata.normalize("NFD", char))
     if base.isascii() and base.isalpha() and len(marks) == 1 and marks[0] in _ACCENTS:
         return f"\\{_ACCENTS[marks[0]]}{{{base}}}"
     return f"\\texttt{{U+{ord(char):04X}}}"

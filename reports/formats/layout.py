@@ -1,4 +1,4 @@
-"""What every printed table shows: columns, entries as plain text, titles and footnotes. Formats only escape it."""
+"""What every printed table shows, as plain text: columns, entries, titles, footnotes. Formats escape it."""
 
 from __future__ import annotations
 
@@ -204,14 +204,15 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
     protocols = _distinct(f"{flat['protocol']} ({flat['protocol_hash']})" for flat in flats)
     counts = _distinct(flat["n"] for flat in flats)
     settings = {"prompt set": "dataset", "seed": "seed", "device": "device", "dtype": "dtype"}
+    settings["kernel backend"] = "backend"
     named = [f"{word} {_distinct(flat[key] for flat in flats)}" for word, key in settings.items()]
-    backends = _distinct(flat["backend"] for flat in flats)
     notes = [
-        f"N = {counts} prompts per cell; protocol {protocols}; {'; '.join(named)}; kernel backend {backends}.",
-        "[lo, hi]: 95 % interval over the prompts, Student's t for PSNR, Wilson's for prompt accuracy. PSNR, SSIM "
-        "and LPIPS compare with the reference's image of the same prompt and noise.",
-        "Eff. bits: bits stored per weight of the quantized layers, with scales, tables and branches. MiB: 2^20 "
-        "bytes of the whole denoiser's weights, packed, or 16 bits each where left alone. Ratio: to the reference.",
+        f"N = {counts} prompts per cell; protocol {protocols}; {'; '.join(named)}.",
+        "[lo, hi]: 95 % interval over the prompts, Student's t for PSNR, Wilson's for prompt accuracy. PSNR, "
+        "SSIM and LPIPS compare with the reference's image of the same prompt and noise.",
+        "Eff. bits: bits stored per weight of the quantized layers, with scales, tables and branches. "
+        "MiB: 2^20 bytes of the whole denoiser's weights, packed, or 16 bits each where left alone. "
+        "Ratio: to the reference.",
     ]
     executions = {flat["execution"] for flat in flats if flat["method"] != REFERENCE}
     if executions == {"packed"}:
@@ -221,9 +222,7 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
             f"{SIMULATED_MARK} simulated: floats rounded to the grid; the others compute from packed codes."
         )
     if any(flat["reconstruction"] for flat in flats):
-        notes.append(
-            f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not from its authors' code."
-        )
+        notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
     for flat in flats:
         if flat["state"] != "ok":
             message = f": {' '.join(flat['message'].split())}" if flat["message"] else ""
