@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,14 +61,13 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 @contextmanager
-def tracked_steps(pipeline: Any, card: ModelCard) -> Iterator[StepIndex]:
-    """Keep a step index, shared by every per-step quantizer of the denoiser, at the step being computed.
+def tracked_steps(pipeline: Any, card: ModelCard, index: StepIndex) -> Iterator[None]:
+    """Keep `index`, shared by every per-step quantizer of the denoiser, at the step being computed.
+
+    The index is None outside a denoiser call.
 
     Also stops at the first non-finite prediction of the denoiser, which later steps could hide: latents that
     are not a number decode to a plausible black picture.
-
-    Yields:
-        The step index; None outside a denoiser call.
 
     Raises:
         CellError: state `nan`, at the step whose prediction is not finite.
@@ -76,7 +75,6 @@ def tracked_steps(pipeline: Any, card: ModelCard) -> Iterator[StepIndex]:
     """
     denoiser: nn.Module = getattr(pipeline, card.denoiser)
     signature = inspect.signature(denoiser.forward)
-    index = StepIndex()
     bind_step_index(denoiser, index)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,7 +90,7 @@ def tracked_steps(pipeline: Any, card: ModelCard) -> Iterator[StepIndex]:
         denoiser.register_forward_hook(after),
     ]
     try:
-        yield index
+        yield
     finally:
         index.value = None
         for handle in handles:
@@ -125,7 +123,14 @@ def _call_arguments(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], s
     return arguments
 
 
-def sample(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], seed: int, output: str) -> Tensor:
+def sample(
+    pipeline: Any,
+    card: ModelCard,
+    prompts: Sequence[Prompt],
+    seed: int,
+    output: Literal["pt", "latent"],
+    index: StepIndex | None = None,
+) -> Tensor:
     """Run the pipeline on one batch.
 
     Args:
@@ -134,6 +139,7 @@ def sample(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], seed: int,
         prompts: the batch.
         seed: the protocol's seed.
         output: `pt` for images in 0..1, `latent` for the final latents.
+        index: tells the caller's hooks the step while the denoiser runs; by default nobody is told.
 
     Returns:
         [n, channels, height, width] on the pipeline's device.
@@ -147,7 +153,7 @@ def sample(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], seed: int,
 
     handle = pipeline.vae.decoder.register_forward_hook(decoded)
     try:
-        with torch.inference_mode(), tracked_steps(pipeline, card):
+        with torch.inference_mode(), tracked_steps(pipeline, card, index or StepIndex()):
             arguments = _call_arguments(pipeline, card, prompts, seed)
             result: Tensor = pipeline(**arguments, output_type=output).images
     finally:
@@ -201,9 +207,7 @@ class _CapturedError(Exception):
         self.call = args, kwargs
 
 
-def denoiser_call(
-    pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], seed: int
-) -> Callable[[], None]:
+def denoiser_call(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], seed: int) -> Callable[[], None]:
     """Return a function that runs the denoiser once on what the pipeline hands it at its first step.
 
     With guidance the denoiser's batch is twice the number of prompts. The function is for timing and for

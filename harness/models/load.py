@@ -48,7 +48,9 @@ def locate(card: ModelCard, model_paths: Mapping[str, Path]) -> Path:
             raise UserError(f"--model-path {card.name}: {path} is no diffusers folder (no model_index.json)")
         return path
     if not card.embedded:
-        raise UserError(f"model {card.name!r} is not shipped: give its folder with --model-path {card.name}=DIR")
+        raise UserError(
+            f"model {card.name!r} is not shipped: give its folder with --model-path {card.name}=DIR"
+        )
     path = _EMBEDDED / card.name
     if not (path / "model_index.json").is_file():
         raise UserError(f"the weights of {card.name!r} are missing from this installation ({path})")
@@ -100,7 +102,9 @@ def _read_index(card: ModelCard, path: Path) -> dict[str, tuple[str, str]]:
         if name.startswith("_") or name in _UNUSED or not isinstance(entry, list) or entry == [None, None]:
             continue
         if not re.fullmatch(r"\w+", name) or len(entry) != 2 or entry[0] not in _LIBRARIES:
-            raise UserError(f"{path}/model_index.json: component {name!r} is not of diffusers or transformers")
+            raise UserError(
+                f"{path}/model_index.json: component {name!r} is not of diffusers or transformers"
+            )
         components[name] = (entry[0], str(entry[1]))
     if card.denoiser not in components:
         raise UserError(f"{path}/model_index.json names no {card.denoiser!r}")
@@ -155,7 +159,9 @@ def _load_component(cls: Any, name: str, folder: Path, dtype: torch.dtype) -> An
         return cls.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
-    except Exception as error:  # the libraries raise a dozen types for a damaged folder, down to bare Exception
+    except (
+        Exception
+    ) as error:  # the libraries raise a dozen types for a damaged folder, down to bare Exception
         raise UserError(f"{folder}: {name!r} cannot be loaded: {_one_line(error)}") from error
 
 

@@ -33,7 +33,11 @@ STEPS = 3
 
 def prompts(n: int) -> list[Prompt]:
     """`n` different captions in the words of the tiny tokenizers."""
-    colours, shapes, sizes = ("red", "blue", "green", "yellow"), ("circle", "square", "star", "ring"), ("small", "large")
+    colours, shapes, sizes = (
+        ("red", "blue", "green", "yellow"),
+        ("circle", "square", "star", "ring"),
+        ("small", "large"),
+    )
     return [
         Prompt(f"p{i:03d}", f"a {sizes[i % 2]} {colours[i % 4]} {shapes[i // 4 % 4]} on a white background")
         for i in range(n)
@@ -121,7 +125,11 @@ def save_tiny(name: str, folder: Path, seed: int = 0) -> Path:
         else:
             tokenizer, encoder = _t5()
             pipeline = diffusers.PixArtSigmaPipeline(
-                tokenizer=tokenizer, text_encoder=encoder, vae=_vae(), transformer=tiny_dit(), scheduler=_scheduler()
+                tokenizer=tokenizer,
+                text_encoder=encoder,
+                vae=_vae(),
+                transformer=tiny_dit(),
+                scheduler=_scheduler(),
             )
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
