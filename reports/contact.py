@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _GAP = 4
 _MARGIN = 16
 _LABEL = 176
 _SECTION = 12
-_CAPTION_LINES = 5
+_CAPTION_LINES = 9
 _LINE = 15
 _LARGEST_SIDE = 4096
 _INK, _SOFT, _BAD, _PAPER, _EMPTY = "#1a1c1f", "#5b6470", "#b3261e", "#ffffff", "#eceef1"
@@ -58,26 +58,38 @@ def contact_sheet(
     names = sorted({name for found in images.values() for name in found})[:PROMPTS]
     if not names:
         return None
-    sections = [list(members) for _, members in groupby(ordered, key=_descending)]
-    width = 2 * _MARGIN + _LABEL + len(names) * (_TILE + _GAP)
-    top = _MARGIN + 30 + _CAPTION_LINES * _LINE + 6
-    height = top + len(ordered) * (_TILE + _GAP) + (len(sections) - 1) * _SECTION + _MARGIN
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    heads = _wrapped_captions(captions, len(names))
+    top = _MARGIN + 30 + max(map(len, heads)) * _LINE + 6
+    sections = len({_descending(record) for record in ordered})
+    height = top + len(ordered) * (_TILE + _GAP) + (sections - 1) * _SECTION + _MARGIN
+    sheet = Image.new("RGB", (2 * _MARGIN + _LABEL + len(names) * (_TILE + _GAP), height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN), drawable(title), _INK, pillow_font(17, bold=True))
-    _draw_captions(draw, [_caption(captions, index) for index in range(len(names))])
+    for index, lines in enumerate(heads):
+        for number, line in enumerate(lines, start=-len(lines)):
+            draw.text((_column(index), top - 6 + number * _LINE), line, _SOFT, pillow_font(12))
     y = top
-    for number, section in enumerate(sections):
-        if number:
-            draw.line((_MARGIN, y + 3, width - _MARGIN, y + 3), "#c9ced6", 1)
+    for previous, record in zip([None, *ordered], ordered, strict=False):
+        if previous is not None and _descending(previous) != _descending(record):
+            draw.line((_MARGIN, y + 3, sheet.width - _MARGIN, y + 3), "#c9ced6", 1)
             y += _SECTION
-        for record in section:
-            _draw_label(draw, y, row(record))
-            for index, name in enumerate(names):
-                place = (_MARGIN + _LABEL + index * (_TILE + _GAP), y)
-                _paste(sheet, draw, place, images[record.identity.cell].get(name))
-            y += _TILE + _GAP
+        _draw_label(draw, y, row(record))
+        for index, name in enumerate(names):
+            _paste(sheet, draw, (_column(index), y), images[record.identity.cell].get(name))
+        y += _TILE + _GAP
     return sheet
+
+
+def _column(index: int) -> int:
+    """Return where a column of images begins."""
+    return _MARGIN + _LABEL + index * (_TILE + _GAP)
+
+
+def _wrapped_captions(captions: Sequence[str], count: int) -> list[list[str]]:
+    """Return the lines above each column; a prompt without a caption is numbered."""
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    texts = [*captions[:count], *(f"prompt {index + 1}" for index in range(len(captions), count))]
+    return [_wrapped(measure, text, _TILE - 4, _CAPTION_LINES, 12) for text in texts]
 
 
 def _descending(record: Record) -> tuple[bool, int]:
@@ -91,11 +103,6 @@ def _first(run_folder: Path, record: Record) -> Iterator[tuple[str, Path]]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", key):
         raise ValueError(f"cell key {key!r:.60} cannot be the name of a folder")
     return islice(block_images(run_folder / "cells" / key), PROMPTS)
-
-
-def _caption(captions: Sequence[str], index: int) -> str:
-    """Return the text above a column."""
-    return captions[index] if index < len(captions) else f"prompt {index + 1}"
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, lines: int, size: int) -> list[str]:
@@ -121,16 +128,6 @@ def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, lines: int, size:
             last = last[:-1]
         done = [*done[: lines - 1], last + "…"]
     return done
-
-
-def _draw_captions(draw: ImageDraw.ImageDraw, captions: Sequence[str]) -> None:
-    """Write the prompts above their columns, standing on the images."""
-    bottom = _MARGIN + 30 + _CAPTION_LINES * _LINE
-    for index, caption in enumerate(captions):
-        lines = _wrapped(draw, caption, _TILE - 4, _CAPTION_LINES, 12)
-        x = _MARGIN + _LABEL + index * (_TILE + _GAP)
-        for number, line in enumerate(lines):
-            draw.text((x, bottom - (len(lines) - number) * _LINE), line, _SOFT, pillow_font(12))
 
 
 def _draw_label(draw: ImageDraw.ImageDraw, y: int, flat: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ _PANELS = (("psnr", "PSNR against the reference (dB)"), ("prompt_accuracy", "Pro
 def pareto_figure(records: Sequence[Record], title: str) -> Figure | None:
     """Draw PSNR and prompt accuracy of one model's cells against MiB of packed weights.
 
-    Bars are 95 % intervals; a line joins the widths of one method. The reference is a level with its interval
+    Bars are 95 % intervals; a line joins the widths of one method, the number in a marker is the weight bits. The reference is a level with its interval
     as a band. Cells without a size or a figure are left out.
 
     Args:
@@ -47,7 +47,7 @@ def pareto_figure(records: Sequence[Record], title: str) -> Figure | None:
         return None
     figure = Figure(figsize=(11, 5), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(literal(title), fontsize=13, fontweight="bold", x=0.01, ha="left", color=_INK)
+    figure.suptitle(literal(title), fontsize=12, fontweight="bold", x=0.01, ha="left", color=_INK)
     panels = figure.subplots(1, 2)
     reference = next((flat for flat in flats if flat["method"] == REFERENCE), None)
     for axes, (name, label) in zip(panels, _PANELS, strict=True):
@@ -81,7 +81,7 @@ def _style(axes: Axes, label: str) -> None:
 
 
 def _draw_series(axes: Axes, series: dict[str, list[dict[str, Any]]], name: str) -> None:
-    """Draw one line with error bars per method and write the weight bits beside its points."""
+    """Draw one line with error bars per method and write the weight bits into its markers."""
     looks = zip(cycle(_COLOURS), cycle(_MARKERS), strict=False)
     for (label, flats), (colour, marker) in zip(series.items(), looks, strict=False):
         points = sorted(
@@ -92,20 +92,23 @@ def _draw_series(axes: Axes, series: dict[str, list[dict[str, Any]]], name: str)
         x = [flat["weight_bytes"] / MIB for flat in points]
         y = [flat[name] for flat in points]
         axes.errorbar(
-            x, y, yerr=_bars(points, name), label=label, color=colour, marker=marker, markersize=6,
+            x, y, yerr=_bars(points, name), label=label, color=colour, marker=marker, markersize=10,
             linewidth=1.6, elinewidth=1.1, capsize=2.5, markeredgecolor="white", markeredgewidth=0.6,
         )  # fmt: skip
+        for flat, place in zip(points, zip(x, y, strict=True), strict=True):
+            axes.annotate(
+                str(flat["wbits"]), place, ha="center", va="center_baseline", fontsize=6.5, fontweight="bold",
+                color="white", zorder=5,
+            )  # fmt: skip
 
 
 def _bars(points: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
     """Return the lengths of the error bars below and above, 0 where there is no interval."""
-    below = [
-        flat[name] - (flat[name] if flat[f"{name}_lo"] is None else flat[f"{name}_lo"]) for flat in points
-    ]
-    above = [
-        (flat[name] if flat[f"{name}_hi"] is None else flat[f"{name}_hi"]) - flat[name] for flat in points
-    ]
-    return [[max(0.0, length) for length in below], [max(0.0, length) for length in above]]
+    bars = []
+    for end, sign in (("_lo", -1.0), ("_hi", 1.0)):
+        ends = [(flat[name], flat[name + end]) for flat in points]
+        bars.append([0.0 if value is None else max(0.0, sign * (value - level)) for level, value in ends])
+    return bars
 
 
 def _draw_reference(axes: Axes, flat: dict[str, Any], name: str) -> None:

@@ -46,7 +46,7 @@ def write_pictures(
         sheet = contact_sheet(run_folder, group, (captions or {}).get(dataset, ()), title)
         if sheet is not None:
             written.append(_replace(run_folder / f"contact-{stem}.png", sheet.save))
-        figure = pareto_figure(group, f"{title} · bars: 95 % intervals")
+        figure = pareto_figure(group, f"{title} · bars: 95 % intervals · numbers: weight bits")
         if figure is not None:
             written.append(_replace(run_folder / f"pareto-{stem}.png", figure.savefig))
     return written
