@@ -8,8 +8,8 @@
 
 The mode says where a range comes from: `dynamic` from the values themselves, `static` from one stored range,
 `per_step` from one stored range per sampling step, the step being given from outside (the temporal quantizer
-of EfficientDM and MPQ-DM, with the step explicit instead of counted). A dynamic `tensor` range is per sample, never per
-batch: what an image becomes does not depend on its neighbours.
+of EfficientDM and MPQ-DM, with the step explicit instead of counted). A dynamic `tensor` range is per sample,
+never per batch: what an image becomes does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ActQuantizer(StoredModule):
 
     Asymmetric: `(code - zero) * scale`, codes 0..2^b-1, zero an integer, the range extended to include 0.
     Symmetric: `code * scale`, codes -(2^(b-1)-1)..2^(b-1)-1.
-    Symmetric with a shift: `code * scale - shift`, codes 0..2^b-1: for inputs known to be above `-shift`, e.g. 0.171875 after
-    GELU, this doubles the resolution (SVDQuant's unsigned activations).
+    Symmetric with a shift: `code * scale - shift`, codes 0..2^b-1: for inputs known to be above `-shift`,
+    e.g. 0.171875 after GELU, this doubles the resolution (SVDQuant's unsigned activations).
 
     Scales are float32 and never stored when dynamic; stored ranges are float16 (lo, hi).
 
@@ -75,10 +75,12 @@ class ActQuantizer(StoredModule):
             symmetric: grid, see above.
             group: channels that share a range, for `group`; the last group may be short.
             shift: added before rounding and taken off again; needs `symmetric`.
-            range: lo and hi of the unshifted input, float [2] or [1, 2] for `static`, [steps, 2] for `per_step`.
+            range: lo and hi of the unshifted input, float [2] or [1, 2] for `static`, [steps, 2] for
+                `per_step`.
 
         Raises:
-            ValueError: a combination that makes no sense, or a range that is missing, of a wrong shape or not finite.
+            ValueError: a combination that makes no sense, or a range that is missing, of a wrong shape or not
+                finite.
         """
         super().__init__()
         if not 1 <= bits <= 8 or (symmetric and not shift and bits == 1):
@@ -120,7 +122,8 @@ class ActQuantizer(StoredModule):
         """Round `x` to the grid.
 
         Args:
-            x: any float dtype; linear inputs [..., channels], convolution inputs [n, c, h, w] (`tensor` only).
+            x: any float dtype; linear inputs [..., channels], convolution inputs [n, c, h, w] (`tensor`
+                only).
 
         Returns:
             float32 of the shape of `x`.
@@ -139,7 +142,7 @@ class ActQuantizer(StoredModule):
         if self.granularity == "token" or self.group >= x.shape[-1]:
             return self._dynamic(x)
         full = x.shape[-1] - x.shape[-1] % self.group
-        grouped = self._dynamic(x[..., :full].unflatten(-1, (-1, self.group))).flatten(-2)
+        grouped = self._dynamic(x[..., :full].reshape(*x.shape[:-1], -1, self.group)).flatten(-2)
         return grouped if full == x.shape[-1] else torch.cat([grouped, self._dynamic(x[..., full:])], dim=-1)
 
     def _dynamic(self, x: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The 16-bit low-rank branch beside a packed weight (SVDQuant, arXiv 2411.05007, eq. 5; LQER's and EfficientDM's side branch)."""
+"""The 16-bit low-rank branch beside a packed weight.
+
+(SVDQuant, arXiv 2411.05007, section 4.2; also the side branch of LQER and of EfficientDM.)
+"""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ With x1 = x / smooth, the float formula and at the same time the reference backe
 
     y = F.linear(act(x1), weight.dequantize()) + branch(x1) + bias
 
-in float32, returned in the dtype of x (SVDQuant's eq. 6 with every part optional). The weight is decoded in each forward and
-never kept.
+in float32, returned in the dtype of x (SVDQuant's layer with every part optional). The weight is decoded in
+each forward and never kept.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PackedLayer(StoredModule):
         weight: the packed matrix [out, values per output channel].
         bias: float16 [out] or None.
         act: the input's quantizer, None for 16-bit activations.
-        smooth: float16 [in], divides the input channels; None for no smoothing. The method has already multiplied the
-            weight's (and the branch's) input channels by it.
+        smooth: float16 [in], divides the input channels; None for no smoothing. The method has already
+            multiplied the weight's (and the branch's) input channels by it.
         branch: the low-rank branch, on the smoothed, unquantized input, or None.
     """
 
@@ -77,7 +77,10 @@ class PackedLayer(StoredModule):
         """Return the JSON object `layer_from_spec` builds an empty copy from."""
 
     def bytes_by_part(self) -> dict[str, int]:
-        """Return the bytes held: the weight's parts, and `branch`, `smooth`, `act` (stored ranges), `bias` where present."""
+        """Return the bytes held by part.
+
+        Those of the weight, and `branch`, `smooth`, `act` (stored ranges) and `bias` where present.
+        """
         extra = {
             "branch": 0 if self.branch is None else self.branch.stored_bytes(),
             "smooth": nbytes(self.smooth),
@@ -243,7 +246,9 @@ def geometry(conv: nn.Conv2d | PackedConv2d) -> Spec:
 
 
 def layer_from_spec(layer: nn.Module, spec: Spec) -> PackedLinear | PackedConv2d:
-    """Build the empty packed layer that `spec` puts in the place of the float `layer`; its state can then be loaded.
+    """Build the empty packed layer that `spec` puts in the place of the float `layer`.
+
+    Its state can then be loaded.
 
     Raises:
         ValueError: an unknown kind, a wrong spec, or one that does not belong to this layer.

@@ -1,12 +1,12 @@
 """Dense bit packing of codes: 1 to 8 bits, one little-endian bit stream per row.
 
-Code `j` of a row occupies bits `j*bits` to `(j+1)*bits - 1` of that row, bit 0 being the lowest bit of byte 0, and
-each row is padded with zero bits to a whole byte. Eight codes therefore take exactly `bits` bytes at every width:
-three bytes at 3 bits, not four.
+Code `j` of a row occupies bits `j*bits` to `(j+1)*bits - 1` of that row, bit 0 being the lowest bit of byte
+0, and each row is padded with zero bits to a whole byte. Eight codes therefore take exactly `bits` bytes at
+every width: three bytes at 3 bits, not four.
 
-Eight codes fit one 64-bit word, so both directions work on whole words. Unpacking spreads a word in three steps
-that halve the fields (8 codes -> 2x4 -> 4x2 -> 8x1): about ten bitwise passes over memory of the size of the result,
-with no index tensor and no table, on any device.
+Eight codes fit one 64-bit word, so both directions work on whole words. Unpacking spreads a word in three
+steps that halve the fields (8 codes -> 2x4 -> 4x2 -> 8x1): about ten bitwise passes over memory of the size
+of the result, with no index tensor and no table, on any device.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ Spec = dict[str, Any]
 class StoredModule(nn.Module):
     """A module whose buffers are the storage format itself.
 
-    `pipeline.to(torch.float16)` and the like move it to a device but never change a dtype: a code book in half
-    precision would be another code book.
+    `pipeline.to(torch.float16)` and the like move it to a device but never change a dtype: a code book in
+    half precision would be another code book.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -22,7 +22,7 @@ class StoredModule(nn.Module):
             result = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
-        super()._apply(moved, recurse)
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

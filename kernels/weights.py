@@ -1,6 +1,7 @@
 """Packed weight matrices: modules of buffers only, which decode to float32 in every forward.
 
-A convolution's kernel [out, in, kh, kw] is stored as the matrix [out, in*kh*kw]; a row is always an output channel.
+A convolution's kernel [out, in, kh, kw] is stored as the matrix [out, in*kh*kw]; a row is always an output
+channel.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class PackedWeight(StoredModule):
 
     @abstractmethod
     def bytes_by_part(self) -> dict[str, int]:
-        """Return the bytes held, under `codes`, `scales`, `zeros`, `codebooks` and `index`; parts of 0 bytes are absent."""
+        """Return the bytes held under `codes`, `scales`, `zeros`, `codebooks` and `index`, where present."""
 
     @property
     @abstractmethod
@@ -76,7 +77,7 @@ class PackedWeight(StoredModule):
 
 
 class UniformWeight(PackedWeight):
-    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` uint8 of that shape or absent."""
+    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` uint8 or absent."""
 
     kind = "uniform"
     packed: Tensor
@@ -154,7 +155,8 @@ class NormalFloatWeight(PackedWeight):
     @classmethod
     def pack(cls, codes: NormalFloatCodes, bits: int, block: int = BLOCK) -> Self:
         """Pack the output of `quantize_normal_float`, called with the same width and block."""
-        weight = cls(*codes.codes.shape, bits, block)
+        rows, cols = codes.codes.shape
+        weight = cls(rows, cols, bits, block)
         if codes.absmax.shape != weight.absmax.shape:
             raise ValueError(f"{codes.absmax.numel()} magnitudes do not belong to blocks of {block}")
         weight.packed = pack_codes(codes.codes, bits)
@@ -186,7 +188,8 @@ class NormalFloatWeight(PackedWeight):
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:
         """Build an empty weight; raises ValueError on a wrong spec."""
-        return cls(*_sizes(spec), spec_int(spec, "bits", 2, 8), spec_int(spec, "block", 1, LARGEST_SIDE))
+        rows, cols = _sizes(spec)
+        return cls(rows, cols, spec_int(spec, "bits", 2, 8), spec_int(spec, "block", 1, LARGEST_SIDE))
 
 
 class BinaryPlanesWeight(PackedWeight):
@@ -205,7 +208,8 @@ class BinaryPlanesWeight(PackedWeight):
     @classmethod
     def pack(cls, planes: BinaryPlanes) -> Self:
         """Pack the output of `fit_binary_planes`."""
-        weight = cls(*planes.codes.shape, planes.alphas.shape[1])
+        rows, cols = planes.codes.shape
+        weight = cls(rows, cols, planes.alphas.shape[1])
         if planes.alphas.shape != weight.alphas.shape:
             raise ValueError(f"alphas of shape {tuple(planes.alphas.shape)} for {weight.rows} rows")
         weight.packed = pack_codes(planes.codes, weight.planes)
@@ -232,7 +236,8 @@ class BinaryPlanesWeight(PackedWeight):
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:
         """Build an empty weight; raises ValueError on a wrong spec."""
-        return cls(*_sizes(spec), spec_int(spec, "planes", 1, MAX_PLANES))
+        rows, cols = _sizes(spec)
+        return cls(rows, cols, spec_int(spec, "planes", 1, MAX_PLANES))
 
 
 class RowMixedWeight(PackedWeight):

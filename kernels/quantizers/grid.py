@@ -10,8 +10,9 @@ All three are one affine family, `value = (code - offset) * scale`:
 
 (Jacob et al. 2018, eq. 1, for the zero point; the mid-rise / mid-tread distinction is Gersho & Gray's.)
 
-A scale is stored in 16 bits, and codes are chosen for the stored scale. Since a scale then has 11 significant bits and
-`code - offset` at most 9, decoding in float32 is exact: every backend that multiplies in float32 agrees bit for bit.
+A scale is stored in 16 bits, and codes are chosen for the stored scale. Since a scale then has 11 significant
+bits and `code - offset` at most 9, decoding in float32 is exact: every backend that multiplies in float32
+agrees bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Normal-float: a code book of normal quantiles, scaled by the largest magnitude of each block (QLoRA, Dettmers 2023)."""
+"""Normal-float: a code book of normal quantiles, scaled by the largest magnitude of each block.
+
+(QLoRA, Dettmers et al. 2023, arXiv 2305.14314, section 3.)
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ class NormalFloatCodes:
 
     Attributes:
         codes: uint8 [rows, cols], indices into `nf_codebook(bits)`.
-        absmax: float32 [blocks], the largest magnitude of each run of `block` values of the row-major flattened matrix.
+        absmax: float32 [blocks], the largest magnitude of each run of `block` values of the row-major
+            flattened matrix.
     """
 
     codes: Tensor
@@ -36,8 +40,8 @@ class NormalFloatCodes:
 def nf_codebook(bits: int) -> Tensor:
     """Return the ascending code book of `bits` bits: float32 [2**bits] from -1 to 1 with an exact zero.
 
-    At 4 bits it is the published table. Elsewhere its construction is repeated: 2^(b-1) - 1 negative, zero and 2^(b-1)
-    positive quantiles of the normal distribution, equally spaced in probability from 1/2 to
+    At 4 bits it is the published table. Elsewhere its construction is repeated: 2^(b-1) - 1 negative, zero
+    and 2^(b-1) positive quantiles of the normal distribution, equally spaced in probability from 1/2 to
     `p = 1 - (1/(2(2^b - 1)) + 1/(2*2^b))/2` (at 4 bits p = 0.9677083), divided by the largest.
 
     Raises:
@@ -64,8 +68,8 @@ def normal_quantiles(levels: int, outermost: float) -> Tensor:
 def quantize_normal_float(w: Tensor, bits: int, block: int = BLOCK) -> NormalFloatCodes:
     """Give every value the nearest entry of the code book times its block's largest magnitude.
 
-    The normalised value is `x * (1/absmax)` and blocks run over the row-major flattened matrix regardless of rows, both as
-    in bitsandbytes, so that 4-bit codes equal its codes.
+    The normalised value is `x * (1/absmax)` and blocks run over the row-major flattened matrix regardless of
+    rows, both as in bitsandbytes, so that 4-bit codes equal its codes.
 
     Args:
         w: float [rows, cols].
@@ -95,7 +99,7 @@ def quantize_normal_float(w: Tensor, bits: int, block: int = BLOCK) -> NormalFlo
     codes = torch.cat(
         [
             torch.bucketize(part * scale, boundaries, out_int32=True).to(torch.uint8)
-            for part, scale in zip(grouped.split(rows), inverse.split(rows), strict=True)
+            for part, scale in zip(torch.split(grouped, rows), torch.split(inverse, rows), strict=True)
         ]
     )
     return NormalFloatCodes(codes.view(-1)[: flat.numel()].view(w.shape), absmax)

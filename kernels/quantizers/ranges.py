@@ -1,4 +1,7 @@
-"""Which range a group of values is quantized over. Pure functions: x [groups, n] -> (lo [groups], hi [groups])."""
+"""Which range a group of values is quantized over.
+
+Pure functions: x float32 [groups, n] -> (lo [groups], hi [groups]).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def percentile(x: Tensor, percent: float) -> tuple[Tensor, Tensor]:
     below = int(position)
     above = min(below + 1, x.shape[-1] - 1)
     lo, hi = [], []
-    for chunk in x.split(max(1, CHUNK // x.shape[-1])):
+    for chunk in torch.split(x, max(1, CHUNK // x.shape[-1])):
         # Sorted rather than torch.quantile, which refuses large inputs.
         ordered = chunk.sort(dim=-1).values
         hi.append(ordered[:, below].lerp(ordered[:, above], position - below))
@@ -52,9 +55,10 @@ def mse(
     """Search the range whose grid has the least error, over shrunken copies of the min-max range.
 
     Candidate `k` is the min-max range times `1 - k/100`, k = 0..steps-1, both ends together, and its error is
-    `sum |x - grid(x)|^power` with the scale as it is stored. All candidates are tried on all groups: the error has several
-    local minima at 2-3 bits, so nothing is pruned. Of equal candidates the widest wins. (The shrink
-    search with power 2.4 is the one of BRECQ and its descendants; power 2 is the mean squared error.)
+    `sum |x - grid(x)|^power` with the scale as it is stored. All candidates are tried on all groups: the
+    error has several local minima at 2-3 bits, so nothing is pruned. Of equal candidates the widest wins.
+    (The shrink search with power 2.4 is the one of BRECQ and its descendants; power 2 is the mean squared
+    error.)
 
     Args:
         x: float32 [groups, n].
@@ -77,7 +81,7 @@ def mse(
     best = torch.cat(
         [
             _errors(part, part_lo, part_hi, shrink, bits, grid, power).argmin(dim=1)
-            for part, part_lo, part_hi in zip(x.split(rows), lo.split(rows), hi.split(rows), strict=True)
+            for part, part_lo, part_hi in zip(*(torch.split(t, rows) for t in (x, lo, hi)), strict=True)
         ]
     )
     return lo * shrink[best], hi * shrink[best]
@@ -86,7 +90,7 @@ def mse(
 def _errors(x: Tensor, lo: Tensor, hi: Tensor, shrink: Tensor, bits: int, grid: Grid, power: float) -> Tensor:
     """Return the error of every candidate: [groups, candidates]."""
     errors = torch.zeros(x.shape[0], shrink.shape[0], dtype=torch.float32, device=x.device)
-    for column in x.split(CHUNK, dim=-1):
+    for column in torch.split(x, CHUNK, dim=-1):
         for k, factor in enumerate(shrink.unbind()):
             scale, zero = grid_parameters(lo * factor, hi * factor, bits, grid)
             scale = scale.unsqueeze(-1)

@@ -1,8 +1,9 @@
 """Residual binary planes: w ~ sum_j alpha_j * (2*bit_j - 1), one alpha per row and plane.
 
-The greedy start is residual binarisation (Guo et al. 2017, "Network Sketching", and the order-2 form of BinaryDM):
-alpha_j = mean|r_j|, bit_j = sign(r_j). From two planes on it is not optimal, and from three on it loses to a uniform grid,
-so alphas and codes are then refitted in turn (alternating multi-bit quantization, Xu et al. 2018, ICLR).
+The greedy start is residual binarisation (Guo et al. 2017, "Network Sketching", and the order-2 form of
+BinaryDM): alpha_j = mean|r_j|, bit_j = sign(r_j). From two planes on it is not optimal, and from three on it
+loses to a uniform grid, so alphas and codes are then refitted in turn (alternating multi-bit quantization, Xu
+et al. 2018, ICLR).
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def level_table(alphas: Tensor) -> Tensor:
 def fit_binary_planes(w: Tensor, planes: int, iterations: int = 15) -> BinaryPlanes:
     """Fit binary planes to every row by least squares.
 
-    Greedy residual binarisation, then `iterations` rounds of the exact least-squares alphas for the codes and the nearest
-    level (of all `2**planes`) for every weight. Neither step can raise the squared error. The codes are assigned once more
-    for the alphas as stored. One plane is the sign times mean|w|.
+    Greedy residual binarisation, then `iterations` rounds of the exact least-squares alphas for the codes and
+    the nearest level (of all `2**planes`) for every weight. Neither step can raise the squared error. The
+    codes are assigned once more for the alphas as stored. One plane is the sign times mean|w|.
 
     Args:
         w: float [rows, cols].
@@ -109,10 +110,10 @@ def _greedy_alphas(w: Tensor, planes: int) -> Tensor:
 
 
 def _least_squares(w: Tensor, codes: Tensor, planes: int) -> Tensor:
-    """Return the alphas that minimise the squared error for given codes, flipped to be positive: [rows, planes].
+    """Return the alphas [rows, planes] that minimise the squared error for given codes, made positive.
 
-    The sum over columns is taken once per level (how many weights chose it, and their sum), so that the normal
-    equations are `planes` wide however long a row is.
+    The sum over columns is taken once per level (how many weights chose it, and their sum), so that the
+    normal equations are `planes` wide however long a row is.
     """
     signs = plane_signs(planes, w.device).to(torch.float64)
     levels = signs.shape[0]
@@ -124,5 +125,5 @@ def _least_squares(w: Tensor, codes: Tensor, planes: int) -> Tensor:
     total.scatter_add_(1, index, values)
     gram = torch.einsum("lp,rl,lq->rpq", signs, count, signs)
     gram += RIDGE * w.shape[1] * torch.eye(planes, dtype=torch.float64, device=w.device)
-    solution = torch.linalg.solve(gram, (total @ signs).unsqueeze(-1)).squeeze(-1)
+    solution: Tensor = torch.linalg.solve(gram, (total @ signs).unsqueeze(-1)).squeeze(-1)
     return solution.abs().to(torch.float32)

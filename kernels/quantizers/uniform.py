@@ -14,7 +14,7 @@ from harness.kernels.quantizers.grid import Grid, check_grid, decode, encode, gr
 from harness.kernels.quantizers.ranges import RangeRule
 
 Group = int | Literal["tensor"] | None
-"""Values that share a scale: so many neighbouring columns, the whole tensor, or (None) one row = output channel."""
+"""Values that share a scale: so many neighbouring columns, the whole tensor, or None for one row."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,23 @@ def scale_shape(rows: int, cols: int, group: Group) -> tuple[int, int]:
 
 
 def blocks(x: Tensor, group: Group) -> list[Tensor]:
-    """View a matrix as runs of equal groups.
+    """Cut a matrix into runs of equal groups.
 
     Args:
         x: [rows, cols].
         group: what shares a scale.
 
     Returns:
-        Views [rows, groups, n] in column order: one, or two when the last group is short. [1, 1, rows*cols] per tensor.
+        Parts [rows, groups, n] in column order: one, or two when the last group is short. [1, 1, rows*cols]
+        per tensor.
     """
-    rows, cols = x.shape
+    cols = x.shape[1]
     if group == "tensor":
         return [x.reshape(1, 1, -1)]
     if group is None or group >= cols:
         return [x.unsqueeze(1)]
     full = cols - cols % group
-    views = [x[:, :full].unflatten(1, (full // group, group))]
+    views = [x[:, :full].reshape(-1, full // group, group)]
     return views if full == cols else [*views, x[:, full:].unsqueeze(1)]
 
 
@@ -115,7 +116,7 @@ def quantize_uniform(
 def encode_uniform(
     w: Tensor, scale: Tensor, zero: Tensor | None, bits: int, *, grid: Grid, group: Group
 ) -> Tensor:
-    """Return the uint8 codes [rows, cols] of a matrix for given stored parameters (shapes as in `UniformCodes`)."""
+    """Return the uint8 codes [rows, cols] of a matrix for parameters as in `UniformCodes`."""
     return _by_block(w, scale, zero, group, lambda x, s, z: encode(x, s, z, bits, grid).to(torch.uint8))
 
 
@@ -143,7 +144,7 @@ def _by_block(
     group: Group,
     function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
 ) -> Tensor:
-    """Apply `function` to each run of equal groups with its parameters, and put the columns together again."""
+    """Apply `function` to each run of equal groups with its parameters; return the columns together."""
     done, first = [], 0
     for block in blocks(x, group):
         last = first + block.shape[1]
