@@ -19,7 +19,8 @@ def ssim(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.
     """Return the SSIM of each image to its reference.
 
     The usual settings: Gaussian window 11x11 of sigma 1.5, K1 = 0.01, K2 = 0.03, data range 255; each colour
-    channel by itself, averaged over channels and every position where the window lies inside the image.
+    channel by itself, averaged over channels and all pixels, the image mirrored at its borders (as torchmetrics
+    does it).
 
     Args:
         images: uint8 [n, height, width, channels], at least 11x11.
@@ -41,8 +42,9 @@ def _ssim_of_pair(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> flo
     """Return the SSIM of two uint8 [height, width, channels] images (eq. 13 of the paper)."""
     x, y = image.astype(np.float64), reference.astype(np.float64)
     mean_x, mean_y = _blur(x), _blur(y)
-    var_x = _blur(x * x) - mean_x**2
-    var_y = _blur(y * y) - mean_y**2
+    # Rounding can leave the variance of a flat patch a little below 0.
+    var_x = np.maximum(_blur(x * x) - mean_x**2, 0.0)
+    var_y = np.maximum(_blur(y * y) - mean_y**2, 0.0)
     cov = _blur(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     structure = (2 * cov + C2) / (var_x + var_y + C2)
@@ -60,12 +62,14 @@ _WEIGHTS = _gaussian()
 
 
 def _blur(plane: FloatArray) -> FloatArray:
-    """Weighted means over the window where it lies inside [h, w, channels]: [h - 10, w - 10, channels]."""
-    rows, columns = plane.shape[0] - WINDOW + 1, plane.shape[1] - WINDOW + 1
-    down = np.zeros((rows, *plane.shape[1:]))
+    """Weighted means over the window around every pixel of [height, width, channels]: same shape."""
+    rows, columns = plane.shape[:2]
+    reach = WINDOW // 2
+    padded = np.pad(plane, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    down = np.zeros((rows, *padded.shape[1:]))
     for offset, weight in enumerate(_WEIGHTS):
-        down += weight * plane[offset : offset + rows]
-    across = np.zeros((rows, columns, plane.shape[2]))
+        down += weight * padded[offset : offset + rows]
+    across = np.zeros(plane.shape)
     for offset, weight in enumerate(_WEIGHTS):
         across += weight * down[:, offset : offset + columns]
     return across

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.compat import quiet_imports
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with quiet_imports():  # it warns of old files before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path.name} is not a file of weights: {reason}") from error

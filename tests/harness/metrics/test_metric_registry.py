@@ -1,0 +1,48 @@
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.metrics import DATA_FILES, METRICS, check_data_paths
+
+
+def test_the_registry_loads_neither_torch_nor_scipy() -> None:
+    code = "import sys, harness.metrics; print([m for m in ('torch', 'scipy', 'lpips') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_metric_has_a_file_with_a_function_of_its_name() -> None:
+    for name, spec in METRICS.items():
+        assert spec.name == name
+        module = import_module(f"harness.metrics.{name}")
+        assert callable(getattr(module, "lpips_distances" if name == "lpips" else name))
+
+
+def test_what_the_specification_fixes() -> None:
+    assert {n for n, s in METRICS.items() if s.min_n == 256} == {
+        "fid",
+        "fid_ref",
+        "kid",
+        "precision",
+        "recall",
+    }
+    assert {n for n, s in METRICS.items() if s.paired} == {"psnr", "ssim", "lpips", "lpips_scene"}
+    lower = {n for n, s in METRICS.items() if s.better == "lower"}
+    assert lower == {"lpips", "lpips_scene", "fid", "fid_ref", "kid"}
+    assert {s.data for s in METRICS.values() if s.data} == set(DATA_FILES)
+
+
+def test_paths_of_weights_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lpips-alex.*not a file"):
+        check_data_paths({"lpips-alex": tmp_path})
+    (tmp_path / "ImageReward.pt").touch()
+    with pytest.raises(UserError, match="holds no med_config.json, vocab.txt"):
+        check_data_paths({"image-reward": tmp_path})
+    (tmp_path / "med_config.json").touch()
+    (tmp_path / "vocab.txt").touch()
+    check_data_paths({"image-reward": tmp_path, "lpips-alex": tmp_path / "vocab.txt"})
+    check_data_paths({"coco": tmp_path / "belongs to a prompt set"})
