@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from harness.kernels.layers import PackedLayer, layer_from_spec
 from harness.kernels.stored import Spec, spec_dict
-from harness.kernels.weights import PackedWeight
 
 TENSORS = "model.safetensors"
 LAYERS = "layers.json"
@@ -144,9 +143,7 @@ def _check_tensors(tensors: dict[str, Tensor], kept: dict[str, Tensor], packed: 
 
 def _load_layer(name: str, layer: PackedLayer, tensors: dict[str, Tensor]) -> None:
     layer.load_state_dict({key: tensors[f"{name}.{key}"] for key in layer.state_dict()})
-    for module in layer.modules():
-        if isinstance(module, PackedWeight):
-            try:
-                module.check()
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+    try:
+        layer.check()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -64,6 +64,11 @@ class PackedLayer(StoredModule):
         self.branch = branch
         self.register_buffer("bias", None if bias is None else _half(bias, "bias"))
         self.register_buffer("smooth", None if smooth is None else _half(smooth, "smoothing vector"))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError when stored values contradict each other (shapes are checked on loading)."""
+        self.weight.check()
         if self.smooth is not None and not bool((self.smooth > 0).all()):
             raise ValueError("a smoothing vector must be positive in 16 bits")
 
