@@ -18,7 +18,7 @@ from harness.reports.rows import REFERENCE, row, sort_records
 
 # Okabe and Ito's palette without its yellow, which is too light for thin lines on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_MARKERS = ("o", "s", "p", "D", "h", "8", "P", "H", "d")  # with room for a digit
 _INK, _SOFT, _GRID = "#1a1c1f", "#5b6470", "#e6e8ec"
 _PANELS = (("psnr", "PSNR against the reference (dB)"), ("prompt_accuracy", "Prompt accuracy"))
 
@@ -26,8 +26,8 @@ _PANELS = (("psnr", "PSNR against the reference (dB)"), ("prompt_accuracy", "Pro
 def pareto_figure(records: Sequence[Record], title: str) -> Figure | None:
     """Draw PSNR and prompt accuracy of one model's cells against MiB of packed weights.
 
-    Bars are 95 % intervals; a line joins the widths of one method, the number in a marker is the weight bits. The reference is a level with its interval
-    as a band. Cells without a size or a figure are left out.
+    Bars are 95 % intervals; a line joins the widths of one method, and the number in a marker is the weight
+    bits. The reference is a level with its interval as a band. Cells without a size or a figure are left out.
 
     Args:
         records: the cells of one model, in any order.

@@ -105,10 +105,9 @@ class Record:
             ValueError: one line naming the first field that is missing, unknown, of the wrong type, not
                 finite, or outside its set of values; or a schema version this code does not read.
         """
-        if isinstance(data, dict) and data.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema {data['schema']!r:.40} is not {SCHEMA_VERSION}, the one this version reads"
-            )
+        schema = data.get("schema") if isinstance(data, dict) else SCHEMA_VERSION
+        if schema != SCHEMA_VERSION:
+            raise ValueError(f"schema version {schema!r:.40} is not {SCHEMA_VERSION}, the one read here")
         record = build(cls, data, "record")
         result = record.result
         for size in (result.n, result.weight_bytes, result.checkpoint_bytes, record.measured.peak_bytes):

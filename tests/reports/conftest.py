@@ -27,7 +27,7 @@ def make_record(method: str = "ptq", wbits: int = 4, **changes: Any) -> Record:
     """Return one plausible record; `changes` replace fields of identity, result or measured by name."""
     model = changes.get("model", "tiny-unet")
     reference = method == "reference"
-    draw = random.Random(f"{model} {method} {wbits}")
+    draw = random.Random(repr((model, method, wbits)))
     bits = 16.0 if reference else wbits + EXTRA_BITS.get(method, 0.0)
     psnr = (
         None if reference else PSNR.get(method, PSNR["ptq"])[min(wbits, 4) - 2] - (model == "tiny-dit") * 1.3
@@ -51,8 +51,9 @@ def make_record(method: str = "ptq", wbits: int = 4, **changes: Any) -> Record:
             "fid_ref": Metric(None, note="n/a: N < 256"),
         }
     weights = WEIGHTS.get(model, 5_000_000)
+    name = f"{model} {method} {wbits} {sorted(changes)}".encode("utf-8", "backslashreplace")
     identity = Identity(
-        cell=hashlib.sha256(f"{model} {method} {wbits} {sorted(changes)}".encode()).hexdigest()[:16],
+        cell=hashlib.sha256(name).hexdigest()[:16],
         model=model, method=method, variant="default", config={}, dataset="scenes", protocol="main",
         protocol_hash="3f9a1c2b7d", seed=0, device="cpu", backend="reference", dtype="float32",
         wbits=16 if reference else wbits, abits=16 if reference or method == "nf4" else 8,
@@ -60,13 +61,14 @@ def make_record(method: str = "ptq", wbits: int = 4, **changes: Any) -> Record:
     )  # fmt: skip
     result = Result(
         state="ok", execution="reference" if reference else "packed", n=64, effective_bits=bits,
-        weight_bytes=round(weights * (bits * 0.97 + 16 * 0.03) / 8), checkpoint_bytes=round(weights * bits / 8) + 90_000,
-        metrics=metrics, per_prompt={},
+        weight_bytes=round(weights * (bits * 0.97 + 16 * 0.03) / 8),
+        checkpoint_bytes=round(weights * bits / 8) + 90_000, metrics=metrics, per_prompt={},
     )  # fmt: skip
     step = 21.4 if reference else 21.4 * (1.2 + draw.random() / 2)
     measured = Measured(
-        peak_bytes=38_000_000 + draw.randrange(9_000_000), step_ms=step, step_ms_lo=step - 1, step_ms_hi=step + 1,
-        step_ms_ref=21.4, quantize_s=None if reference else 1 + 4 * draw.random(), generate_s=9.0,
+        peak_bytes=38_000_000 + draw.randrange(9_000_000), step_ms=step, step_ms_lo=step - 1,
+        step_ms_hi=step + 1, step_ms_ref=21.4, generate_s=9.0,
+        quantize_s=None if reference else 1 + 4 * draw.random(),
     )  # fmt: skip
     parts = {"identity": identity, "result": result, "measured": measured}
     for name, part in parts.items():
