@@ -1,8 +1,8 @@
 """Records what the inputs of the target layers look like on the 16-bit model, in bounded memory.
 
-One pass over a few prompts. Per input tensor: the largest |x| of each channel, the range at each sampling step,
-and a uniform sample of token rows (Linear) or whole maps (Conv2d). Layers that consume the same tensor (q, k and
-v of one attention) share one record.
+One pass over a few prompts. Per input tensor: the largest |x| of each channel, the range at each sampling
+step, and a uniform sample of token rows (Linear) or whole maps (Conv2d). Layers that consume the same tensor
+(q, k and v of one attention) share one record.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Calibration:
 class Reservoir:
     """A uniform sample without replacement of a stream of rows, of fixed size and reproducible.
 
-    Every row draws a random priority and the `size` rows with the lowest ones are kept, which is a simple random
-    sample of all rows seen, however they were grouped into calls.
+    Every row draws a random priority and the `size` rows with the lowest ones are kept, which is a simple
+    random sample of all rows seen, however they were grouped into calls.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -296,7 +296,8 @@ def record_calibration(
 ) -> Calibration:
     """Generate `prompts` with the 16-bit model and record the inputs of the named layers.
 
-    Inputs are recorded as the denoiser sees them: with guidance, both the captioned and the empty-caption half.
+    Inputs are recorded as the denoiser sees them: with guidance, both the captioned and the empty-caption
+    half of the batch.
 
     Args:
         pipeline: as `harness.models.load.load_pipeline` returns it, not quantized.

@@ -211,8 +211,8 @@ def denoiser_call(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], see
     """Return a function that runs the denoiser once on what the pipeline hands it at its first step.
 
     With guidance the denoiser's batch is twice the number of prompts. The function is for timing and for
-    memory: it synchronizes nothing, checks nothing, and keeps no result. Generating on the same pipeline takes
-    its step index away; build another function afterwards.
+    memory: it synchronizes nothing, checks nothing, and keeps no result. Generating on the same pipeline
+    takes its step index away; build another function afterwards.
 
     Raises:
         RuntimeError: the pipeline never calls its denoiser.

@@ -24,7 +24,7 @@ def prompt_seed(prompt: Prompt, seed: int) -> int:
 
 
 def prompt_generators(prompts: Sequence[Prompt], seed: int) -> list[torch.Generator]:
-    """Return one CPU generator per prompt, for its initial latents and then for a stochastic sampler's noise."""
+    """Return one CPU generator per prompt, for its latents and then for a stochastic sampler's noise."""
     return [torch.Generator("cpu").manual_seed(prompt_seed(prompt, seed)) for prompt in prompts]
 
 

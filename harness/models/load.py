@@ -1,8 +1,8 @@
 """Finds, checks, hashes and loads a model's folder. What lies in it is not trusted.
 
-Only safetensors weights and classes of diffusers and transformers are loaded, nothing is downloaded, and every
-parameter must come from the folder: the libraries themselves would fill a missing one with random numbers, and
-a missing tokenizer with an empty one.
+Only safetensors weights and classes of diffusers and transformers are loaded, nothing is downloaded, and
+every parameter must come from the folder: the libraries themselves would fill a missing one with random
+numbers, and a missing tokenizer with an empty one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def locate(card: ModelCard, model_paths: Mapping[str, Path]) -> Path:
         model_paths: folders given with `--model-path NAME=DIR`, by name.
 
     Raises:
-        harness.errors.UserError: the folder does not exist, or the model is not shipped and no folder is given.
+        harness.errors.UserError: no model lies there, or the model is not shipped and no folder is given.
     """
     if card.name in model_paths:
         path = model_paths[card.name]
@@ -48,9 +48,7 @@ def locate(card: ModelCard, model_paths: Mapping[str, Path]) -> Path:
             raise UserError(f"--model-path {card.name}: {path} is no diffusers folder (no model_index.json)")
         return path
     if not card.embedded:
-        raise UserError(
-            f"model {card.name!r} is not shipped: give its folder with --model-path {card.name}=DIR"
-        )
+        raise UserError(f"model {card.name!r} is not shipped: give --model-path {card.name}=DIR")
     path = _EMBEDDED / card.name
     if not (path / "model_index.json").is_file():
         raise UserError(f"the weights of {card.name!r} are missing from this installation ({path})")
@@ -102,9 +100,7 @@ def _read_index(card: ModelCard, path: Path) -> dict[str, tuple[str, str]]:
         if name.startswith("_") or name in _UNUSED or not isinstance(entry, list) or entry == [None, None]:
             continue
         if not re.fullmatch(r"\w+", name) or len(entry) != 2 or entry[0] not in _LIBRARIES:
-            raise UserError(
-                f"{path}/model_index.json: component {name!r} is not of diffusers or transformers"
-            )
+            raise UserError(f"{path}/model_index.json: {name!r} is of neither diffusers nor transformers")
         components[name] = (entry[0], str(entry[1]))
     if card.denoiser not in components:
         raise UserError(f"{path}/model_index.json names no {card.denoiser!r}")

@@ -1,19 +1,19 @@
 """What each layer of a denoiser is for, and which layers a method is handed.
 
-One ordered table per family maps module paths to roles; the policy maps roles to `quantize`, `8-bit` or `keep`.
-Both belong to the harness, so that every method is compared on the same layers.
+One ordered table per family maps module paths to roles; the policy maps roles to `quantize`, `8-bit` or
+`keep`. Both belong to the harness, so that every method is compared on the same layers.
 
 Policy, and why:
 
-* Attention, cross-attention, feed-forward, the two convolutions of a residual block and the projections into and
-  out of a transformer block hold nearly all weights: `quantize`.
-* `conv.skip` (the 1x1 shortcut of a residual block) and `conv.sample` (down- and up-samplers) carry the residual
-  stream itself, so an error there reaches every later layer undiluted. They hold 9 % of the weights of Stable
-  Diffusion 1.5. deepcompressor leaves them at 16 bits; here they take 8, which costs little and keeps a
-  low-bit model low-bit.
+* Attention, cross-attention, feed-forward, the two convolutions of a residual block and the projections into
+  and out of a transformer block hold nearly all weights: `quantize`.
+* `conv.skip` (the 1x1 shortcut of a residual block) and `conv.sample` (down- and up-samplers) carry the
+  residual stream itself, so an error there reaches every later layer undiluted. They hold 9 % of the weights
+  of Stable Diffusion 1.5. deepcompressor leaves them at 16 bits; here they take 8, which costs little and
+  keeps a low-bit model low-bit.
 * The first and the last layer, the time embedding with its projection into each residual block, the caption
-  projection and PixArt's global AdaLN layer stay at 16 bits (`keep`), as in deepcompressor: they are small and
-  read or write quantities of another scale than the rest.
+  projection and PixArt's global AdaLN layer stay at 16 bits (`keep`), as in deepcompressor: they are small
+  and read or write quantities of another scale than the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Tiny random pipelines of the real classes, saved as diffusers folders. Built from configs, offline, in a second."""
+"""Tiny random pipelines of the real classes, as diffusers folders. Built offline, from configs alone."""
 
 from __future__ import annotations
 
+import importlib
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,13 +20,14 @@ from harness.models.registry import get
 
 ensure_torchvision()
 
-import diffusers
-import transformers
+# After `ensure_torchvision`, and untyped: most of what they export carries no annotations.
+diffusers: Any = importlib.import_module("diffusers")
+transformers: Any = importlib.import_module("transformers")
 
 WORDS = (
-    "a the small large red blue green yellow circle square star ring left right of to above below on white black "
-    "background plain striped dotted there is with and"
-).split()
+    "a", "the", "small", "large", "red", "blue", "green", "yellow", "circle", "square", "star", "ring",
+    "left", "right", "of", "to", "above", "below", "on", "white", "black", "background",
+)  # fmt: skip
 TEXT_WIDTH = 16
 TEXT_LENGTH = 24
 STEPS = 3
@@ -45,7 +47,7 @@ def prompts(n: int) -> list[Prompt]:
 
 
 def tiny_card(name: str, **sampling: Any) -> ModelCard:
-    """The card of embedded model `name` for a tiny pipeline: 32x32 images, three steps unless `sampling` says."""
+    """The card of embedded model `name` for a tiny pipeline: 32x32, three steps unless `sampling` says."""
     card = get(name)
     settings = {"steps": STEPS, "height": 32, "width": 32, **sampling}
     return replace(card, sampling=replace(card.sampling, **settings))
@@ -71,8 +73,8 @@ def _t5() -> tuple[Any, Any]:
     pieces += [(letter, -12.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
     tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        dropout_rate=0.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return tokenizer, transformers.T5EncoderModel(config)
 
@@ -80,7 +82,8 @@ def _t5() -> tuple[Any, Any]:
 def _vae() -> Any:
     return diffusers.AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 16), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
     )  # fmt: skip
 
 
@@ -94,7 +97,8 @@ def tiny_unet() -> Any:
     """A UNet with every kind of layer of Stable Diffusion's: skips, samplers, cross-attention."""
     return diffusers.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn", attention_head_dim=2, cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=8,
     )  # fmt: skip
@@ -103,8 +107,9 @@ def tiny_unet() -> Any:
 def tiny_dit() -> Any:
     """A PixArt transformer of two blocks, width 32."""
     return diffusers.PixArtTransformer2DModel(
-        num_layers=2, num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, patch_size=2,
-        sample_size=8, cross_attention_dim=32, caption_channels=TEXT_WIDTH, norm_type="ada_norm_single",
+        num_layers=2, num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
+        patch_size=2, sample_size=8, cross_attention_dim=32, caption_channels=TEXT_WIDTH,
+        norm_type="ada_norm_single",
         norm_elementwise_affine=False, norm_eps=1e-6, use_additional_conditions=False, interpolation_scale=1,
     )  # fmt: skip
 
@@ -119,8 +124,9 @@ def save_tiny(name: str, folder: Path, seed: int = 0) -> Path:
         if name == "tiny-unet":
             tokenizer, encoder = _clip()
             pipeline = diffusers.StableDiffusionPipeline(
-                vae=_vae(), text_encoder=encoder, tokenizer=tokenizer, unet=tiny_unet(), scheduler=_scheduler(),
-                safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+                vae=_vae(), text_encoder=encoder, tokenizer=tokenizer, unet=tiny_unet(),
+                scheduler=_scheduler(), safety_checker=None, feature_extractor=None,
+                requires_safety_checker=False,
             )  # fmt: skip
         else:
             tokenizer, encoder = _t5()

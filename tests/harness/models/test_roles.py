@@ -20,8 +20,9 @@ SD_15 = {
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }  # fmt: skip
 PIXART_SIGMA = {
-    "sample_size": 128, "num_layers": 28, "attention_head_dim": 72, "num_attention_heads": 16, "in_channels": 4,
-    "out_channels": 8, "patch_size": 2, "cross_attention_dim": 1152, "norm_type": "ada_norm_single",
+    "sample_size": 128, "num_layers": 28, "attention_head_dim": 72, "num_attention_heads": 16,
+    "in_channels": 4, "out_channels": 8, "patch_size": 2, "cross_attention_dim": 1152,
+    "norm_type": "ada_norm_single",
     "norm_elementwise_affine": False, "norm_eps": 1e-6, "caption_channels": 4096, "interpolation_scale": 2,
     "use_additional_conditions": False,
 }  # fmt: skip
