@@ -19,8 +19,8 @@ def ssim(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.
     """Return the SSIM of each image to its reference.
 
     The usual settings: Gaussian window 11x11 of sigma 1.5, K1 = 0.01, K2 = 0.03, data range 255; each colour
-    channel by itself, averaged over channels and all pixels, the image mirrored at its borders (as torchmetrics
-    does it).
+    channel by itself, averaged over channels and all pixels, the image mirrored at its borders as
+    torchmetrics does it.
 
     Args:
         images: uint8 [n, height, width, channels], at least 11x11.

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_random_weights(folder: Path) -> None:
-    """Save weights large enough that scores respond to prompt and image (the stock initialisation is too small)."""
+    """Save weights so large that scores respond to prompt and image; the stock ones are too small."""
     torch.save({}, folder / "ImageReward.pt")
     with pytest.raises(UserError, match=r"lacks \d+ weights"):
         load_image_reward(folder)

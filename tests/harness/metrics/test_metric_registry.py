@@ -37,10 +37,10 @@ def test_what_the_specification_fixes() -> None:
 
 
 def test_paths_of_weights_are_checked_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lpips-alex.*not a file"):
+    with pytest.raises(UserError, match=r"lpips-alex.*not a file"):
         check_data_paths({"lpips-alex": tmp_path})
     (tmp_path / "ImageReward.pt").touch()
-    with pytest.raises(UserError, match="holds no med_config.json, vocab.txt"):
+    with pytest.raises(UserError, match=r"holds no med_config.json, vocab.txt"):
         check_data_paths({"image-reward": tmp_path})
     (tmp_path / "med_config.json").touch()
     (tmp_path / "vocab.txt").touch()

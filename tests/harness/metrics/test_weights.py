@@ -72,10 +72,10 @@ def test_a_file_of_another_network_is_the_users_mistake(tmp_path: Path) -> None:
 def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     file, trace = tmp_path / "evil.pth", tmp_path / "ran"
     torch.save({"features.0.weight": Payload(trace)}, file)
-    with pytest.raises(UserError, match="evil.pth is not a file of weights"):
+    with pytest.raises(UserError, match=r"evil\.pth is not a file of weights"):
         load_tensors(file)
     file.write_bytes(pickle.dumps(Payload(trace)))
-    with pytest.raises(UserError, match="evil.pth is not a file of weights"):
+    with pytest.raises(UserError, match=r"evil\.pth is not a file of weights"):
         load_tensors(file)
     assert not trace.exists()
 
@@ -84,7 +84,7 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
 def test_damaged_files_are_one_clear_line(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
-    with pytest.raises(UserError, match="weights.pth is not a file of weights") as caught:
+    with pytest.raises(UserError, match=r"weights\.pth is not a file of weights") as caught:
         load_tensors(file)
     assert "\n" not in str(caught.value)
 
