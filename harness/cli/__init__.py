@@ -1,0 +1,63 @@
+"""The command line: `harness run`, `list`, `report` and `show`.
+
+Importing it, and printing help, touches neither torch, diffusers nor pandas: every command imports what it
+needs when it runs. Whatever the user does wrong is one line on the error stream and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from harness.cli.listing import list_command
+from harness.cli.reporting import report_command, show_command
+from harness.cli.running import run_command
+from harness.errors import UserError
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+# Newer versions of typer carry their own copy of click: its base class is reached the same way in all of them.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="harness",
+    help="Benchmark of low-bit quantization methods for diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run", help="Quantize, generate, measure and compare every cell of a grid.")(run_command)
+app.command("list", help="List models, methods, datasets or metrics.")(list_command)
+app.command("report", help="Print the table of a run folder.")(report_command)
+app.command("show", help="Print everything known of one cell.")(show_command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: list[str]) -> int:
+    """Run the command line and return its exit code: 0, 1, 2 or 130 (ok, some cell failed, the user's mistake, interrupted)."""
+    try:
+        result = app(args=arguments, prog_name="harness", standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error))
+    except _USAGE_ERROR as error:
+        return _complain(error.format_message())  # type: ignore[attr-defined]
+    except typer.Exit as error:
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted; run the same command again to go on from what is stored", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return int(result or 0)
+
+
+def _complain(message: str) -> int:
+    print(f"harness: {' '.join(message.split())}", file=sys.stderr)
+    return USER_MISTAKE

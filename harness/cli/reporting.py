@@ -1,0 +1,93 @@
+"""`harness report` and `harness show`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import UserError, unknown
+
+FORMATS = ("table", "markdown", "csv", "latex", "json", "html")
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    fmt: Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Format.")] = "table",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to this file.")] = None,
+) -> None:
+    """Print the table of a run folder."""
+    if fmt not in FORMATS:
+        raise unknown("format", fmt, FORMATS)
+    from harness.reports import formats
+    from harness.reports.record import read_records
+    from harness.store import RunStore
+
+    RunStore(run).header()
+    if not RunStore(run).keys():
+        raise UserError(f"{run} holds no finished cell yet")
+    try:
+        records = read_records(run)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if output is None and fmt == "table" and sys.stdout.isatty():
+        from rich.console import Console
+
+        formats.render_terminal(records, Console())
+        return
+    text = formats.render(records, fmt)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def show_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's key, or its first letters.")],
+) -> None:
+    """Print everything known of one cell."""
+    from harness.store import RunStore
+
+    store = RunStore(run)
+    store.header()
+    keys = store.keys()
+    found = [key for key in keys if key.startswith(cell)]
+    if not found:
+        raise unknown("cell", cell, keys) if keys else UserError(f"{run} holds no cell yet")
+    if len(found) > 1:
+        raise UserError(f"cell {cell!r} is ambiguous: {', '.join(found[:4])}")
+    files = store.cell(found[0])
+    record = files.record() or {}
+    sections: dict[str, Any] = {
+        "identity": record.get("identity") or files.identity(),
+        "result": _without(record.get("result"), "per_prompt"),
+        "measured": _without(record.get("measured"), "log_tail"),
+    }
+    for name, content in sections.items():
+        print(f"{name}:")
+        _print_fields(content if isinstance(content, dict) else {"state": "not finished"}, "  ")
+    print(f"folder: {files.folder}")
+    tail = files.log_tail()
+    if tail:
+        print("log:\n" + "\n".join(f"  {line}" for line in tail.splitlines()))
+
+
+def _without(value: Any, key: str) -> Any:
+    return {k: v for k, v in value.items() if k != key} if isinstance(value, dict) else None
+
+
+def _print_fields(fields: dict[str, Any], indent: str) -> None:
+    for name, value in fields.items():
+        if isinstance(value, dict) and value and any(isinstance(inner, dict) for inner in value.values()):
+            print(f"{indent}{name}:")
+            for key, inner in value.items():
+                print(f"{indent}  {key}: {json.dumps(inner, ensure_ascii=False)}")
+        else:
+            print(f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}")

@@ -1,0 +1,149 @@
+"""What a run folder already holds of a plan, and what the rest is likely to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.cell import Job, block_digests, checkpoint_digest, record_source
+from harness.plan import Cell, Plan
+from harness.reports.record import Record
+from harness.store import RunStore
+from harness.world import World
+
+Stored = Literal["finished", "failed", "partial", "missing", "unsupported"]
+
+MEASURE_SECONDS = 2.0
+REDUCE_SECONDS = 0.5
+QUANTIZE_SECONDS = 3.0
+CALIBRATE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How far a cell is, and what it still needs.
+
+    Attributes:
+        stored: `failed` cells are retried; of a `partial` one the finished blocks are kept.
+        blocks: finished blocks.
+        wanted: blocks in all.
+        needs_generate: a block or the checkpoint is missing or damaged.
+        needs_measure: there are no times for this checkpoint.
+        needs_reduce: the record is missing or was made from something else.
+        seconds: estimated work left for one worker, or None when nothing is known of the model.
+        disk: estimated bytes still to be written.
+    """
+
+    stored: Stored
+    blocks: int
+    wanted: int
+    needs_generate: bool
+    needs_measure: bool
+    needs_reduce: bool
+    seconds: float | None
+    disk: int
+
+
+def make_jobs(plan: Plan, store: RunStore, world_name: str, world: World, threads: int) -> dict[str, Job]:
+    """Return the job of every cell by key."""
+    judge = world.judging()
+    return {
+        cell.key: Job(
+            world=world_name,
+            root=store.root,
+            cell=cell,
+            n=plan.n,
+            blocks=plan.blocks(cell.setting.dataset),
+            calibration_prompts=plan.calibration_prompts[cell.setting.dataset],
+            data_digest=plan.data_digest,
+            judge=judge,
+            threads=threads,
+        )
+        for cell in plan.cells
+    }
+
+
+def survey(jobs: Mapping[str, Job]) -> dict[str, Outlook]:
+    """Check every file of every cell and return how far each is."""
+    digests = {key: block_digests(job) for key, job in jobs.items()}
+    return {key: _outlook(job, digests[key], digests[job.cell.reference]) for key, job in jobs.items()}
+
+
+def finished_record(job: Job) -> Record | None:
+    """Return the record of a cell, or None when there is none that can be read."""
+    held = job.files.record()
+    if held is None:
+        return None
+    try:
+        return Record.from_json(held)
+    except ValueError:
+        return None
+
+
+def _outlook(job: Job, own: list[str | None], reference: list[str | None]) -> Outlook:
+    cell = job.cell
+    done = sum(digest is not None for digest in own)
+    if cell.unsupported is not None:
+        return Outlook("unsupported", 0, 0, False, False, False, 0.0, 0)
+    checkpoint = checkpoint_digest(job)
+    record = finished_record(job)
+    needs_generate = checkpoint is None or done < len(own)
+    needs_measure = checkpoint is None or job.files.measured(checkpoint) is None
+    source = record_source(job, own, None if cell.method is None else reference)
+    sound = record is not None and record.result.state == "ok" and job.files.reduced_from() == source
+    needs_reduce = needs_generate or needs_measure or not sound
+    stored: Stored = "finished"
+    if needs_reduce:
+        stored = "partial" if done or checkpoint else "missing"
+        if record is not None and record.result.state != "ok":
+            stored = "failed"
+    missing = len(own) - done
+    return Outlook(
+        stored=stored,
+        blocks=done,
+        wanted=len(own),
+        needs_generate=needs_generate,
+        needs_measure=needs_measure,
+        needs_reduce=needs_reduce,
+        seconds=_seconds(cell, missing * len(job.blocks[0]), checkpoint is None, needs_measure, needs_reduce),
+        disk=_disk(cell, missing * len(job.blocks[0]), checkpoint is None),
+    )
+
+
+def _seconds(cell: Cell, images: int, quantizes: bool, measures: bool, reduces: bool) -> float | None:
+    per_image = cell.setting.model.seconds_per_image
+    if per_image is None and images:
+        return None
+    fixed = quantizes * QUANTIZE_SECONDS + measures * MEASURE_SECONDS + reduces * REDUCE_SECONDS
+    return fixed + images * (per_image or 0.0)
+
+
+def _disk(cell: Cell, images: int, quantizes: bool) -> int:
+    model = cell.setting.model
+    checkpoint = model.weight_bytes * cell.identity.wbits // 16 if quantizes else 0
+    return checkpoint + images * model.bytes_per_image
+
+
+def totals(plan: Plan, outlooks: Mapping[str, Outlook], workers: int) -> tuple[float | None, int]:
+    """Return the estimated seconds (None when unknown) and bytes of all that is left."""
+    known = [outlook.seconds for outlook in outlooks.values()]
+    if any(seconds is None for seconds in known):
+        return None, sum(outlook.disk for outlook in outlooks.values())
+    work = sum(seconds or 0.0 for seconds in known)
+    alone = sum(outlook.needs_measure for outlook in outlooks.values()) * MEASURE_SECONDS
+    wanted = {c.calibration for c in plan.cells if c.calibration and outlooks[c.key].needs_generate}
+    return (
+        alone + (work - alone + len(wanted) * CALIBRATE_SECONDS) / workers,
+        sum(outlook.disk for outlook in outlooks.values()),
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the disk that `folder` is or would be on."""
+    import shutil
+
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,258 @@
+"""From a request to cells: which there are, what identifies them, and what they are likely to cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.bits import Bits, parse_bits
+from harness.canonical import digest_file, digest_json
+from harness.datasets.contract import Prompt, PromptSet
+from harness.errors import UserError
+from harness.protocols import EffectiveProtocol, settle
+from harness.reports.record import Identity
+from harness.request import (
+    REFERENCE,
+    Request,
+    check_numbers,
+    choose_data_paths,
+    choose_methods,
+    choose_model_paths,
+    choose_models,
+)
+from harness.world import MethodFacts, ModelFacts, Setting, World
+
+REFERENCE_BITS = Bits(16, 16)
+BACKEND = "reference"
+KEY_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid.
+
+    Attributes:
+        identity: what tables call it; `identity.cell` is its key.
+        hashed: what the key is the digest of.
+        setting: how its model is opened.
+        method: None for the reference.
+        reference: key of its model's reference on the same prompts.
+        calibration: key of the input statistics it needs, or None.
+        unsupported: why it cannot run, or None.
+    """
+
+    identity: Identity
+    hashed: dict[str, Any]
+    setting: Setting
+    method: MethodFacts | None
+    reference: str
+    calibration: str | None = None
+    unsupported: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        return self.identity.cell
+
+    @property
+    def bits(self) -> Bits:
+        """Weight and activation bits."""
+        return Bits(self.identity.wbits, self.identity.abits)
+
+    @property
+    def title(self) -> str:
+        """What progress and messages call it."""
+        if self.method is None:
+            return f"{self.identity.model} reference"
+        variant = "" if self.identity.variant == "default" else f" [{self.identity.variant}]"
+        return f"{self.identity.model} {self.identity.method}{variant} {self.bits}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells in the order of the grid, references first within a model.
+
+    Attributes:
+        prompts: by dataset, whole blocks: the first `n` count, the rest fills the last batch.
+        calibration_prompts: by dataset.
+        data_digest: digest of the files that metrics were given.
+    """
+
+    protocol: EffectiveProtocol
+    cells: tuple[Cell, ...]
+    n: int
+    prompts: dict[str, list[Prompt]]
+    calibration_prompts: dict[str, list[Prompt]]
+    device: str
+    out: Path
+    data_digest: str
+    models: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    bits: tuple[Bits, ...] = ()
+
+    def blocks(self, dataset: str) -> list[list[Prompt]]:
+        """Return the prompts of each block."""
+        size = self.protocol.base.block
+        prompts = self.prompts[dataset]
+        return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
+@dataclass
+class _Grid:
+    """What `make_plan` has settled before it forms cells."""
+
+    world: World
+    protocol: EffectiveProtocol
+    device: str
+    data_paths: dict[str, Path]
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    calibration_prompts: dict[str, list[Prompt]] = field(default_factory=dict)
+
+
+def make_plan(request: Request, world: World) -> Plan:
+    """Check a request and lay out its cells.
+
+    Raises:
+        UserError: anything in the request is unknown, out of range or contradictory.
+    """
+    check_numbers(request)
+    protocol = settle(request.protocol, request.seed)
+    bits = parse_bits(request.bits, request.act_bits)
+    models = choose_models(request, world)
+    datasets = request.datasets or (protocol.base.dataset,)
+    sets = {name: world.dataset(name) for name in datasets}
+    data_paths = choose_data_paths(request.data_paths, sets, world)
+    choice = choose_methods(request, world)
+    prompts = {name: _whole_blocks(s, request.prompts, protocol, data_paths) for name, s in sets.items()}
+    grid = _Grid(world, protocol, world.device(request.device), data_paths)
+    grid.fingerprint = world.fingerprint(grid.device)
+    count = protocol.base.calibration_prompts
+    grid.calibration_prompts = {n: s.calibration(count, data_paths.get(n)) for n, s in sets.items()}
+    paths = choose_model_paths(request.model_paths, models, world)
+    facts = [world.model(name, protocol.to_json(), paths) for name in models]
+    cells = [cell for model in facts for name in datasets for cell in _cells(grid, model, name, choice, bits)]
+    return Plan(
+        protocol=protocol,
+        cells=tuple(cells),
+        n=request.prompts,
+        prompts=prompts,
+        calibration_prompts=grid.calibration_prompts,
+        device=grid.device,
+        out=request.out or Path("runs") / f"{protocol.base.name}-{protocol.hash}",
+        data_digest=digest_json({k: _path_digest(p) for k, p in data_paths.items() if k not in sets}),
+        models=tuple(models),
+        methods=tuple(method.name for method in choice),
+        bits=bits,
+    )
+
+
+def _cells(
+    grid: _Grid, model: ModelFacts, dataset: str, methods: Sequence[MethodFacts], bits: Sequence[Bits]
+) -> list[Cell]:
+    """Return the reference and then each method at each width, without repetitions."""
+    setting = Setting(model, dataset, grid.protocol.to_json(), grid.device, grid.data_paths)
+    reference = _cell(grid, setting, None, REFERENCE_BITS, "")
+    found = {reference.key: reference}
+    for method in methods:
+        for asked in bits:
+            width = Bits(asked.weight, 16) if method.weight_only else asked
+            cell = _cell(grid, setting, method, width, reference.key)
+            found.setdefault(cell.key, cell)
+    return list(found.values())
+
+
+def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits, reference: str) -> Cell:
+    protocol = grid.protocol
+    hashed: dict[str, Any] = {
+        "model": setting.model.name,
+        "weights": setting.model.digest,
+        "sampling": setting.model.sampling,
+        "method": REFERENCE if method is None else method.name,
+        "version": 0 if method is None else method.version,
+        "config": {} if method is None else method.config,
+        "bits": [bits.weight, bits.act],
+        "dataset": setting.dataset,
+        "protocol": protocol.to_json(),
+        "device": setting.device,
+        "backend": BACKEND,
+        "fingerprint": {**grid.fingerprint, "method": "" if method is None else method.fingerprint},
+    }
+    key = digest_json(hashed)[:KEY_DIGITS]
+    identity = Identity(
+        cell=key,
+        model=setting.model.name,
+        method=hashed["method"],
+        variant="default" if method is None else method.variant,
+        config=hashed["config"],
+        dataset=setting.dataset,
+        protocol=protocol.base.name,
+        protocol_hash=protocol.hash,
+        seed=protocol.seed,
+        device=setting.device,
+        backend=BACKEND,
+        dtype=protocol.base.dtype,
+        wbits=bits.weight,
+        abits=bits.act,
+        reconstruction=method is not None and method.reconstruction,
+    )
+    needs = method is not None and method.needs_calibration
+    return Cell(
+        identity=identity,
+        hashed=hashed,
+        setting=setting,
+        method=method,
+        reference=reference or key,
+        calibration=_calibration_key(grid, setting) if needs else None,
+        unsupported=None if method is None else _unsupported(method, bits),
+    )
+
+
+def _calibration_key(grid: _Grid, setting: Setting) -> str:
+    prompts = [[prompt.id, prompt.text] for prompt in grid.calibration_prompts[setting.dataset]]
+    about = {
+        "weights": setting.model.digest,
+        "sampling": setting.model.sampling,
+        "protocol": grid.protocol.to_json(),
+        "device": setting.device,
+        "fingerprint": grid.fingerprint,
+        "prompts": prompts,
+    }
+    return digest_json(about)[:KEY_DIGITS]
+
+
+def _unsupported(method: MethodFacts, bits: Bits) -> str | None:
+    if bits.weight not in method.weight_bits:
+        declared = ", ".join(map(str, method.weight_bits))
+        return f"{method.name} declares weight bits {declared}, not {bits.weight}"
+    if not method.weight_only and bits.act not in method.act_bits:
+        declared = ", ".join(map(str, method.act_bits))
+        return f"{method.name} declares activation bits {declared}, not {bits.act}"
+    return None
+
+
+def _whole_blocks(
+    prompts: PromptSet, n: int, protocol: EffectiveProtocol, data_paths: Mapping[str, Path]
+) -> list[Prompt]:
+    """Return at least `n` prompts in whole blocks, or as many as the set has.
+
+    A batch's composition must not depend on `n`, or a larger run could not reuse the last block.
+    """
+    size = protocol.base.block
+    path = data_paths.get(prompts.name)
+    prompts.prompts(n, path)  # what the user asked for must be there, and is what the message names
+    for count in range(math.ceil(n / size) * size, n, -1):
+        try:
+            return prompts.prompts(count, path)
+        except UserError:
+            continue
+    return prompts.prompts(n, path)
+
+
+def _path_digest(path: Path) -> str:
+    if path.is_file():
+        return digest_file(path)
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return digest_json({str(entry.relative_to(path)): digest_file(entry) for entry in files})

@@ -1,0 +1,363 @@
+"""The world of the runner: the project's models, methods, prompt sets, metrics and measurements.
+
+Everything heavy is imported where it is used: the command line imports this module before it knows whether it
+will need any of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.canonical import canonical_json, digest_file, digest_json
+from harness.errors import CellError, UserError, unknown
+from harness.fingerprint import library_versions, source_digest
+from harness.world import Measurement, MethodFacts, ModelFacts, Quantized, Session, Setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.datasets.contract import Prompt, PromptSet
+    from harness.methods.contract import LayerTarget
+    from harness.models.card import ModelCard
+    from harness.reports.record import Metric
+
+_GENERATING = ("harness.generate", "harness.calibrate", "harness.noise", "harness.models.load")
+_JUDGING = ("harness.reduce", "harness.datasets.scenes.recogniser")
+_STORING = ("harness.kernels.checkpoint", "harness.kernels.ledger")
+_EMBEDDED_SECONDS_PER_IMAGE = 0.6
+_PNG_BYTES_PER_PIXEL = 2
+
+
+def effective_card(name: str, protocol: Mapping[str, Any]) -> ModelCard:
+    """Return a model's card with the sampling that the protocol asks for."""
+    from harness.models import registry
+
+    card = registry.get(name)
+    changes = {key: protocol[key] for key in ("steps", "guidance") if protocol[key] is not None}
+    return replace(card, sampling=replace(card.sampling, **changes))
+
+
+def parameter_count(folder: Path) -> int:
+    """Return how many numbers the safetensors files of a folder hold, from their headers alone.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    size = 1
+                    for length in file.get_slice(key).get_shape():
+                        size *= length
+                    count += size
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+    return count
+
+
+class ModelSession:
+    """One pipeline opened in a worker."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Load the pipeline; raises UserError when its folder is damaged."""
+        import torch
+
+        from harness.models.load import load_pipeline
+
+        self._card = effective_card(setting.model.name, setting.protocol)
+        self._protocol = setting.protocol
+        self._seed = int(setting.protocol["seed"])
+        self._device = setting.device
+        dtype = getattr(torch, setting.protocol["dtype"])
+        self._pipeline = load_pipeline(self._card, setting.model.path, setting.device, dtype)
+        self._reference: Any = None
+        self._targets: tuple[LayerTarget, ...] = ()
+        self._notes: dict[str, dict[str, Any]] = {}
+
+    @property
+    def _denoiser(self) -> Any:
+        return getattr(self._pipeline, self._card.denoiser)
+
+    def calibrate(self, prompts: Sequence[Prompt], path: Path) -> None:
+        """Record the input statistics of every layer the policy may quantize."""
+        from harness.calibrate import record_calibration
+        from harness.models.roles import targets
+
+        names = [target.name for target in targets(self._card, self._denoiser, 8, 8)]
+        budget = int(self._protocol["calibration_mib"]) * 2**20
+        stream = record_calibration(self._pipeline, self._card, names, list(prompts), self._seed, budget)
+        stream.save(path)
+
+    def quantize(self, method: MethodFacts, bits: tuple[int, int], calibration: Path | None) -> float:
+        """Run the method, check what it put in the place of the targets, return its seconds."""
+        from harness.calibrate import Calibration
+        from harness.methods import registry
+        from harness.methods.contract import QuantizeJob
+        from harness.models.roles import hidden_width, targets
+
+        self._targets = targets(self._card, self._denoiser, *bits)
+        job = QuantizeJob(
+            denoiser=self._denoiser,
+            targets=self._targets,
+            calibration=None if calibration is None else Calibration.load(calibration),
+            width=hidden_width(self._denoiser),
+            embedded=self._card.embedded,
+            seed=self._seed,
+        )
+        config = registry.configure(method.name, method.overrides)
+        started = time.perf_counter()
+        registry.get(method.name).quantize(job, config)
+        seconds = time.perf_counter() - started
+        self._notes = job.notes
+        check_packed(self._denoiser, [target.name for target in self._targets])
+        return seconds
+
+    def save(self, folder: Path) -> Quantized:
+        """Write model.safetensors, layers.json and ledger.json."""
+        from harness.kernels.checkpoint import checkpoint_bytes, save_checkpoint
+        from harness.kernels.ledger import build_ledger
+
+        ledger = build_ledger(self._denoiser, self._targets, self._notes)
+        save_checkpoint(self._denoiser, folder)
+        (folder / "ledger.json").write_text(json.dumps(ledger.to_json(), indent=1) + "\n", encoding="utf-8")
+        return Quantized(ledger.effective_bits, ledger.weight_bytes, checkpoint_bytes(folder))
+
+    def load(self, folder: Path) -> None:
+        """Replace the target layers by those of a checkpoint; the float ones stay for `measure`."""
+        from harness.kernels.checkpoint import load_checkpoint
+
+        self._reference = copy.deepcopy(self._denoiser)
+        try:
+            load_checkpoint(self._denoiser, folder)
+        except ValueError as error:
+            raise CellError("corrupt", f"the checkpoint cannot be loaded: {error}") from error
+
+    def generate(self, prompts: Sequence[Prompt]) -> NDArray[np.uint8]:
+        """Generate one block as one batch."""
+        from harness.generate import generate_block
+
+        return generate_block(self._pipeline, self._card, list(prompts), self._seed)
+
+    def measure(self, prompts: Sequence[Prompt]) -> Measurement:
+        """Time one denoiser step in turns with the unquantized one, and take its peak memory."""
+        from harness.generate import denoiser_call
+        from harness.measure.environment import environment
+        from harness.measure.latency import compare_step_ms
+        from harness.measure.memory import forward_peak_bytes, module_bytes
+
+        ours = denoiser_call(self._pipeline, self._card, list(prompts), self._seed)
+        theirs = ours
+        if self._reference is not None:
+            beside = copy.copy(self._pipeline)
+            setattr(beside, self._card.denoiser, self._reference)
+            theirs = denoiser_call(beside, self._card, list(prompts), self._seed)
+        times = compare_step_ms(ours, theirs, self._device)
+        return Measurement(
+            step_ms=times.quantized.median,
+            step_ms_lo=times.quantized.lo,
+            step_ms_hi=times.quantized.hi,
+            step_ms_ref=times.reference.median,
+            peak_bytes=forward_peak_bytes(ours, self._device, module_bytes(self._denoiser)),
+            environment=environment(),
+        )
+
+
+def check_packed(denoiser: Any, names: Sequence[str]) -> None:
+    """Check that every target became a packed layer whose weight and tables are finite.
+
+    Raises:
+        CellError: `crashed` when a layer was left out, `nan` when one holds a number that is not finite.
+    """
+    import torch
+
+    from harness.kernels.layers import PackedLayer
+
+    layers = {name: denoiser.get_submodule(name) for name in names}
+    left = [name for name, layer in layers.items() if not isinstance(layer, PackedLayer)]
+    if left:
+        raise CellError("crashed", f"the method left {len(left)} of {len(names)} layers unpacked: {left[0]}")
+    for name, layer in layers.items():
+        tables = [value for value in layer.state_dict().values() if value.is_floating_point()]
+        if not all(bool(torch.isfinite(value).all()) for value in (layer.weight.dequantize(), *tables)):
+            raise CellError("nan", f"the quantized weights of {name} are not finite")
+
+
+class Project:
+    """The project as the runner sees it."""
+
+    preload: tuple[str, ...] = ("harness.preload",)
+
+    def start_worker(self, threads: int) -> None:
+        """Fix the threads and the switches that results depend on."""
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        # TF32 rounds float32 products to 10 bits, more than some methods' error.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+
+    def model_names(self) -> list[str]:
+        """Return the names of all models."""
+        from harness.models import registry
+
+        return registry.names()
+
+    def default_model_names(self) -> list[str]:
+        """Return the models whose weights ship with the package."""
+        from harness.models import registry
+
+        return [name for name in registry.names() if registry.get(name).embedded]
+
+    def method_names(self) -> list[str]:
+        """Return the names of all usable methods."""
+        from harness.methods import registry
+
+        return registry.names()
+
+    def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
+        """Return the facts of a model."""
+        from harness.models.load import locate, weights_digest
+
+        card = effective_card(name, protocol)
+        path = locate(card, paths)
+        folder = path / card.denoiser
+        sampling = asdict(card.sampling)
+        pixels = card.sampling.height * card.sampling.width
+        return ModelFacts(
+            name=name,
+            path=path.absolute(),
+            digest=weights_digest(path),
+            sampling=sampling,
+            seconds_per_image=_EMBEDDED_SECONDS_PER_IMAGE if card.embedded else None,
+            bytes_per_image=pixels * _PNG_BYTES_PER_PIXEL,
+            weight_bytes=2 * parameter_count(folder),
+            file_bytes=sum(entry.stat().st_size for entry in folder.glob("*.safetensors")),
+        )
+
+    def method(self, name: str, overrides: Mapping[str, str]) -> MethodFacts:
+        """Return the facts of a method with its settings."""
+        from harness.methods import registry
+
+        spec = registry.get(name)
+        config = asdict(registry.configure(name, overrides))
+        defaults = asdict(registry.configure(name, {}))
+        changed = {key: value for key, value in config.items() if value != defaults[key]}
+        return MethodFacts(
+            name=name,
+            version=spec.version,
+            config=config,
+            variant=variant_of(changed),
+            overrides=dict(overrides),
+            weight_only=spec.weight_only,
+            weight_bits=tuple(spec.weight_bits),
+            act_bits=tuple(spec.act_bits),
+            needs_calibration=spec.needs_calibration,
+            reconstruction=spec.reconstruction,
+            fingerprint=source_digest([spec.quantize.__module__, *_STORING]),
+        )
+
+    def dataset(self, name: str) -> PromptSet:
+        """Return a prompt set."""
+        from harness.datasets import registry
+
+        return registry.get(name)
+
+    def check_data_path(self, name: str, path: Path) -> None:
+        """Check the path of a metric's weights."""
+        from harness.datasets import registry
+        from harness.metrics import DATA_FILES, check_data_path
+
+        if name in registry.names():
+            raise UserError(f"--data-path {name}: {name} is not among the datasets of this run")
+        if name not in DATA_FILES:
+            raise unknown("--data-path name", name, [*DATA_FILES, *registry.names()])
+        check_data_path(name, path)
+
+    def fingerprint(self, device: str) -> dict[str, str]:
+        """Return the digests of what generates images, and the versions of torch and diffusers."""
+        return {"generating": source_digest(_GENERATING, ("harness.models",)), **library_versions()}
+
+    @cache  # noqa: B019 (there is one project per process)
+    def judging(self) -> str:
+        """Return the digest of the recogniser, its statistics, and the sources of the metrics."""
+        from harness.datasets.scenes.recogniser import assets
+
+        sources = source_digest(
+            _JUDGING, ("harness.metrics", "harness.datasets", "harness.reports.statistics")
+        )
+        files = {path.name: digest_file(path) for path in sorted(assets().glob("*.safetensors"))}
+        return digest_json({"sources": sources, "files": files})
+
+    def device(self, asked: str) -> str:
+        """Settle the device."""
+        import torch
+
+        there = torch.cuda.is_available()
+        if asked == "cuda" and not there:
+            raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        return "cuda" if there and asked != "cpu" else "cpu"
+
+    def open(self, setting: Setting) -> Session:
+        """Load a pipeline."""
+        return ModelSession(setting)
+
+    def features(self, setting: Setting, images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """Return the scene recogniser's features of images of the scene world."""
+        import torch
+
+        from harness.datasets.scenes.recogniser import load_recogniser
+        from harness.metrics.scene import SIDE, to_tensor
+
+        if setting.dataset != "scenes" or images.shape[1:3] != (SIDE, SIDE):
+            return None
+        with torch.inference_mode():
+            features: NDArray[np.float32] = load_recogniser()(to_tensor(images)).features.numpy()
+        return features
+
+    def reduce(
+        self,
+        setting: Setting,
+        prompts: Sequence[Prompt],
+        images: tuple[NDArray[np.uint8], NDArray[np.float32] | None],
+        reference: tuple[NDArray[np.uint8], NDArray[np.float32] | None] | None,
+    ) -> tuple[dict[str, Metric], dict[str, list[float | None]]]:
+        """Form the metrics of a cell."""
+        from harness.reduce import CellData, reduce_cell
+
+        against = (None, None) if reference is None else reference
+        data = CellData(
+            images=images[0],
+            features=images[1],
+            prompts=list(prompts),
+            reference_images=against[0],
+            reference_features=against[1],
+            dataset=setting.dataset,
+            data_paths=setting.data_paths,
+        )
+        return reduce_cell(data)
+
+
+def variant_of(changed: Mapping[str, Any]) -> str:
+    """Return what tables call a configuration: `default`, or what differs as `key=value,...` by key."""
+
+    def shown(value: Any) -> str:
+        return value if isinstance(value, str) else canonical_json(value)
+
+    return ",".join(f"{key}={shown(changed[key])}" for key in sorted(changed)) or "default"
+
+
+WORLD = Project()

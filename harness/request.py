@@ -1,0 +1,141 @@
+"""What the user asked for, and the checks of every part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.datasets.contract import PromptSet
+from harness.errors import UserError, unknown
+from harness.world import MethodFacts, World
+
+REFERENCE = "reference"
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, as typed. `None` means that an option was not given."""
+
+    models: tuple[str, ...] = ("all",)
+    methods: tuple[str, ...] = ("all",)
+    bits: str = "2,3,4"
+    act_bits: int | None = None
+    datasets: tuple[str, ...] = ()
+    protocol: str = "scenes-default"
+    prompts: int = 64
+    seed: int | None = None
+    device: str = "auto"
+    workers: int | None = None
+    data_paths: tuple[str, ...] = ()
+    model_paths: tuple[str, ...] = ()
+    offline: bool = False
+    out: Path | None = None
+    settings: tuple[str, ...] = ()
+    timeout: float = 3600.0
+
+
+def check_numbers(request: Request) -> None:
+    """Check what can be checked without knowing what there is.
+
+    Raises:
+        UserError: a number is out of range, or the device is none.
+    """
+    if request.prompts < 1:
+        raise UserError(f"--prompts {request.prompts}: give at least 1")
+    if request.workers is not None and request.workers < 1:
+        raise UserError(f"--workers {request.workers}: give at least 1")
+    if request.device not in DEVICES:
+        raise unknown("device", request.device, DEVICES)
+    if not (math.isfinite(request.timeout) and request.timeout > 0):
+        raise UserError(f"--timeout {request.timeout:g}: give a positive number of seconds")
+
+
+def _names(asked: Sequence[str], valid: Sequence[str], default: Sequence[str], kind: str) -> list[str]:
+    """Return the names asked for in order and once each; `all` stands for the default."""
+    if not asked:
+        raise UserError(f"no {kind} given; valid: {', '.join(valid)}")
+    found: list[str] = []
+    for name in asked:
+        if name != "all" and name not in valid:
+            raise unknown(kind, name, valid)
+        found += default if name == "all" else [name]
+    return list(dict.fromkeys(found))
+
+
+def choose_models(request: Request, world: World) -> list[str]:
+    """Return the names of the models asked for; raises UserError for an unknown one."""
+    return _names(request.models, world.model_names(), world.default_model_names(), "model")
+
+
+def choose_methods(request: Request, world: World) -> list[MethodFacts]:
+    """Return the methods asked for with their settings; the reference is not among them.
+
+    Raises:
+        UserError: a method, key or value is unknown, or a setting is of a method that does not run.
+    """
+    overrides: dict[str, dict[str, str]] = {}
+    for text in request.settings:
+        path, equals, value = text.partition("=")
+        name, dot, key = path.strip().partition(".")
+        if not (equals and dot and name and key):
+            raise UserError(f"--set {text!r} is not METHOD.KEY=VALUE")
+        overrides.setdefault(name, {})[key.strip()] = value.strip()
+    asked = [name for name in request.methods if name not in ("all", REFERENCE)]
+    if not request.methods:
+        raise UserError(f"no method given; valid: {', '.join(world.method_names())}")
+    if "all" in request.methods:
+        asked = [*world.method_names(), *asked]
+    asked = list(dict.fromkeys(asked))
+    for name in asked:
+        world.method(name, {})  # an unknown method is reported before a setting of it
+    for name in overrides:
+        if name not in asked:
+            world.method(name, {})
+            raise UserError(f"--set {name}.…: {name} is not among the methods of this run")
+    return [world.method(name, overrides.get(name, {})) for name in asked]
+
+
+def _pairs(texts: Sequence[str], option: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (equals and name and path):
+            raise UserError(f"{option} {text!r} is not NAME=PATH")
+        found[name] = Path(path)
+    return found
+
+
+def choose_model_paths(texts: Sequence[str], models: Sequence[str], world: World) -> dict[str, Path]:
+    """Return `--model-path` by model; raises UserError for another model or a folder that is not there."""
+    found = _pairs(texts, "--model-path")
+    for name, path in found.items():
+        if name not in world.model_names():
+            raise unknown("model", name, world.model_names())
+        if name not in models:
+            raise UserError(f"--model-path {name}: {name} is not among the models of this run")
+        if not path.is_dir():
+            raise UserError(f"--model-path {name}: {path} is not a folder")
+    return found
+
+
+def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world: World) -> dict[str, Path]:
+    """Return `--data-path` by prompt set or metric file.
+
+    Raises:
+        UserError: nothing takes it, it is not there, or a prompt set lacks its own.
+    """
+    found = _pairs(texts, "--data-path")
+    for name, path in found.items():
+        if name not in sets:
+            world.check_data_path(name, path)
+        elif not sets[name].takes_path:
+            raise UserError(f"--data-path {name}: dataset {name} ships with the package and takes no path")
+        elif not path.exists():
+            raise UserError(f"--data-path {name}: {path} does not exist")
+    for name, prompts in sets.items():
+        if prompts.takes_path and name not in found:
+            raise UserError(f"dataset {name} needs its file: give --data-path {name}=PATH")
+    return found

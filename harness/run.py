@@ -1,0 +1,298 @@
+"""One run: survey what is stored, let the stages of the other cells run, and print what came out.
+
+The order is: references and calibrations; all other cells; then, with nothing else running, one measurement
+after the other; then the figures.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from rich.console import Console
+
+from harness.cell import Job, write_failure
+from harness.errors import UserError
+from harness.execute import DISK_FULL, Event, Executor, LocalExecutor, Task, resolve
+from harness.files import is_disk_full
+from harness.outlook import Outlook, finished_record, make_jobs, survey, totals
+from harness.plan import Cell, Plan, make_plan
+from harness.progress import RunProgress
+from harness.reports.record import Record, State
+from harness.request import Request
+from harness.store import RunStore
+from harness.world import World
+
+DEFAULT_WORLD = "harness.project:WORLD"
+_POLL_SECONDS = 1.0
+
+OK, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+
+class DiskFullError(Exception):
+    """The run cannot go on; everything finished is kept."""
+
+
+@dataclass
+class _Run:
+    """The state of one run while it goes on."""
+
+    executor: Executor
+    store: RunStore
+    jobs: dict[str, Job]
+    outlooks: dict[str, Outlook]
+    progress: RunProgress
+    timeout: float
+    failed: set[str] = field(default_factory=set)
+
+    def alive(self, wanted: Callable[[Outlook], bool]) -> list[Job]:
+        """Return the jobs of cells that have not failed and need a stage."""
+        return [
+            job for key, job in self.jobs.items() if key not in self.failed and wanted(self.outlooks[key])
+        ]
+
+    def fail(self, job: Job, state: str, message: str) -> None:
+        """Write down that a cell failed."""
+        if job.cell.key in self.failed:
+            return
+        self.failed.add(job.cell.key)
+        write_failure(job, cast(State, state), message)
+        self.progress.line(f"{job.cell.title}: {state}: {message}")
+
+
+def run(request: Request, console: Console, world_name: str = DEFAULT_WORLD) -> int:
+    """Carry out a request and return the exit code.
+
+    Raises:
+        UserError: the request, or the run folder it names, is not usable.
+        KeyboardInterrupt: Ctrl-C; the run folder is left resumable.
+        DiskFullError: there is no room left; the run folder is left resumable.
+    """
+    go_offline(request)
+    world: World = resolve(world_name)
+    with LocalExecutor(world.preload) as executor:  # imports while the plan is made
+        plan = make_plan(request, world)
+        workers = worker_count(request, plan)
+        store = RunStore(plan.out)
+        announce(console, plan, workers)
+        try:
+            store.claim(plan.protocol.to_json(), plan.protocol.hash)
+            with store.lock():
+                store.sweep()
+                jobs = make_jobs(plan, store, world_name, world, _cores())
+                _carry_out(_Setup(executor, console, plan, store, jobs, workers, request.timeout))
+                return finish(console, plan, store, jobs)
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(_disk_full_line(store)) from error
+            raise
+
+
+def dry_run(request: Request, world_name: str = DEFAULT_WORLD) -> tuple[Plan, dict[str, Outlook], int]:
+    """Return the plan, how far each cell is, and the number of workers; nothing is written."""
+    go_offline(request)
+    world: World = resolve(world_name)
+    plan = make_plan(request, world)
+    store = RunStore(plan.out)
+    if plan.out.exists() and any(plan.out.iterdir()):
+        store.claim(plan.protocol.to_json(), plan.protocol.hash)
+    outlooks = survey(make_jobs(plan, store, world_name, world, 1))
+    return plan, outlooks, worker_count(request, plan)
+
+
+def go_offline(request: Request) -> None:
+    """Keep the model libraries from the network, in this process and in those it starts."""
+    if request.offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def worker_count(request: Request, plan: Plan) -> int:
+    """Return how many cells run at a time: on CPU one per core by default, on a GPU one."""
+    if request.workers is not None:
+        return request.workers
+    return 1 if plan.device == "cuda" else _cores()
+
+
+def announce(console: Console, plan: Plan, workers: int) -> None:
+    """Print what will run, first of all."""
+    cells = len(plan.cells)
+    bits = ", ".join(map(str, plan.bits)) if plan.methods else "-"
+    methods = ", ".join(plan.methods) or "none"
+    text = (
+        f"{cells} cells: models {', '.join(plan.models)}; methods {methods}; bits {bits}; {plan.n} prompts\n"
+        f"protocol {plan.protocol.base.name} ({plan.protocol.hash}), seed {plan.protocol.seed}; "
+        f"device {plan.device}, {workers} worker{'s' if workers > 1 else ''}; run folder {plan.out}"
+    )
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass
+class _Setup:
+    executor: Executor
+    console: Console
+    plan: Plan
+    store: RunStore
+    jobs: dict[str, Job]
+    workers: int
+    timeout: float
+
+
+def _carry_out(setup: _Setup) -> None:
+    outlooks = survey(setup.jobs)
+    left = sum(outlook.needs_reduce for outlook in outlooks.values())
+    seconds, _ = totals(setup.plan, outlooks, setup.workers)
+    stored = f"{len(outlooks) - left} of {len(outlooks)} cells are stored"
+    guess = f"; about {duration(seconds)} to go" if left and seconds is not None else ""
+    setup.console.print(stored + guess, highlight=False)
+    with RunProgress(setup.console, _steps(setup.plan, outlooks)) as progress:
+        state = _Run(setup.executor, setup.store, setup.jobs, outlooks, progress, setup.timeout)
+        for job in setup.jobs.values():
+            if job.cell.unsupported is not None:
+                job.files.write_identity(job.cell.hashed)
+                state.fail(job, "unsupported", job.cell.unsupported)
+        _first(state, setup.workers)
+        _generate(state, setup.workers)
+        _measure(state)
+        _reduce(state, setup.workers)
+
+
+def _steps(plan: Plan, outlooks: dict[str, Outlook]) -> int:
+    """Return how many times a stage will report."""
+    steps = 0
+    for cell in plan.cells:
+        outlook = outlooks[cell.key]
+        if outlook.needs_generate:
+            steps += outlook.wanted + (cell.method is not None)
+        steps += outlook.needs_measure + outlook.needs_reduce
+    return steps + len(
+        {c.calibration for c in plan.cells if c.calibration and outlooks[c.key].needs_generate}
+    )
+
+
+def _first(state: _Run, workers: int) -> None:
+    """Run the references, and the calibrations that some cell waits for."""
+    waiting = state.alive(lambda outlook: outlook.needs_generate)
+    by_calibration: dict[str, list[Job]] = {}
+    for job in waiting:
+        key = job.cell.calibration
+        note_missing = job.cell.method is not None and job.files.checkpoint_note() is None
+        if key is not None and note_missing and not state.store.has_calibration(key):
+            by_calibration.setdefault(key, []).append(job)
+    tasks = [(_calibration_task(state, key, jobs[0]), jobs) for key, jobs in by_calibration.items()]
+    tasks += [(_task(state, "generate", j, (j,)), [j]) for j in waiting if j.cell.method is None]
+    _phase(state, "references and calibration", tasks, workers)
+
+
+def _generate(state: _Run, workers: int) -> None:
+    jobs = [job for job in state.alive(lambda o: o.needs_generate) if job.cell.method is not None]
+    tasks = [(_task(state, "generate", job, (job,)), [job]) for job in jobs]
+    _phase(state, "quantizing and generating", tasks, workers)
+
+
+def _measure(state: _Run) -> None:
+    jobs = state.alive(lambda outlook: outlook.needs_measure)
+    _phase(state, "measuring", [(_task(state, "measure", job, (job,)), [job]) for job in jobs], 1)
+
+
+def _reduce(state: _Run, workers: int) -> None:
+    jobs = state.alive(lambda outlook: outlook.needs_reduce)
+    tasks = [(_task(state, "reduce", job, (job, state.jobs[job.cell.reference])), [job]) for job in jobs]
+    _phase(state, "forming figures", tasks, workers)
+
+
+def _task(state: _Run, stage: str, job: Job, args: tuple[Any, ...]) -> Task:
+    return Task(f"{job.cell.title} {stage}", f"harness.cell:{stage}", args, job.files.log, state.timeout)
+
+
+def _calibration_task(state: _Run, key: str, job: Job) -> Task:
+    name = f"{job.cell.identity.model} on {job.cell.identity.dataset} calibrate"
+    return Task(name, "harness.cell:calibrate", (job,), job.files.log, state.timeout)
+
+
+def _phase(state: _Run, name: str, tasks: Sequence[tuple[Task, list[Job]]], workers: int) -> None:
+    """Run tasks, at most `workers` at a time; a task that fails fails all its jobs."""
+    state.progress.phase(name)
+    waiting, under_way = list(tasks), dict[str, list[Job]]()
+    started: dict[str, float] = {}
+    while waiting or under_way:
+        while waiting and len(under_way) < workers:
+            task, jobs = waiting.pop(0)
+            under_way[task.name] = jobs
+            started[task.name] = time.monotonic()
+            state.executor.submit(task)
+        for event in state.executor.wait(_POLL_SECONDS):
+            if event.kind == "progress":
+                state.progress.step()
+                continue
+            _settle(state, event, under_way.pop(event.task), time.monotonic() - started[event.task])
+
+
+def _settle(state: _Run, event: Event, jobs: Iterable[Job], seconds: float) -> None:
+    """Take note of the end of a task."""
+    if event.state == "ok":
+        state.progress.line(f"{event.task}: {seconds:.1f} s")
+        return
+    if event.state == DISK_FULL:
+        raise DiskFullError(_disk_full_line(state.store))
+    for job in jobs:
+        message = event.message
+        if event.task.endswith(" calibrate"):
+            message = f"calibration failed: {message}"
+        state.fail(job, event.state, message)
+
+
+def finish(console: Console, plan: Plan, store: RunStore, jobs: dict[str, Job]) -> int:
+    """Print the table, write the pictures, and return the exit code."""
+    from harness.reports import formats, pictures
+    from harness.reports.record import read_records
+
+    records = [record for record in map(finished_record, jobs.values()) if record is not None]
+    console.print()
+    print_report(console, formats.render(records, "table"))
+    try:
+        everything = read_records(store.root)
+    except ValueError as error:
+        raise UserError(f"no pictures were drawn: {error}") from error
+    (store.root / "table.md").write_text(formats.render(everything, "markdown"), encoding="utf-8")
+    pictures.write_pictures(store.root, everything)
+    console.print(f"tables and pictures: {plan.out}", highlight=False, markup=False, soft_wrap=True)
+    return print_failures(console, plan.cells, records)
+
+
+def print_report(console: Console, text: str) -> None:
+    """Print a rendered report as it is: it may hold escape sequences of its own, and is never wrapped."""
+    console.file.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_failures(console: Console, cells: Sequence[Cell], records: Sequence[Record]) -> int:
+    """Name the cells that failed and return the exit code."""
+    failed = [record for record in records if record.result.state != "ok"]
+    if not failed and len(records) == len(cells):
+        return OK
+    titles = {cell.key: cell.title for cell in cells}
+    console.print(f"{len(failed)} of {len(cells)} cells failed:", highlight=False)
+    for record in failed:
+        line = f"  {titles[record.identity.cell]}: {record.result.state}: {record.result.message}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return SOME_FAILED
+
+
+def _disk_full_line(store: RunStore) -> str:
+    return (
+        f"the disk of {store.root} is full; everything finished is kept: "
+        "free some space and run the same command again"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people to read."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
