@@ -22,7 +22,7 @@ from harness.datasets.contract import Prompt
 from harness.generate import denoiser_call, sample
 from harness.kernels.activations import StepIndex
 from harness.models.card import ModelCard
-from harness.models.roles import input_group, roles
+from harness.models.roles import input_group, layer_roles
 from harness.noise import hash_seed
 
 TOKEN_ROWS = 1024
@@ -278,7 +278,7 @@ def sample_sizes(row_shapes: Mapping[str, tuple[int, ...]], budget_bytes: int) -
 
 def _groups(card: ModelCard, denoiser: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """The input group of each named layer; ValueError for a name that is no Linear or Conv2d."""
-    known = roles(card.family, denoiser)
+    known = layer_roles(card.family, denoiser)
     wanted = list(names)
     missing = [name for name in wanted if name not in known]
     if missing:

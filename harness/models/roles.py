@@ -118,7 +118,7 @@ def role_of(family: str, module_name: str) -> str:
     return roles[0]
 
 
-def roles(family: str, denoiser: nn.Module) -> dict[str, str]:
+def layer_roles(family: str, denoiser: nn.Module) -> dict[str, str]:
     """Return the role of every Linear and Conv2d of a denoiser, by module path in module order.
 
     Raises:
@@ -178,7 +178,7 @@ def targets(card: ModelCard, denoiser: nn.Module, w_bits: int, a_bits: int) -> t
         ValueError: a Linear or Conv2d of the denoiser has no role, or several.
     """
     found = []
-    for name, role in roles(card.family, denoiser).items():
+    for name, role in layer_roles(card.family, denoiser).items():
         w, a = layer_bits(role, w_bits, a_bits)
         if w == UNQUANTIZED_BITS:
             continue

@@ -277,7 +277,7 @@ def test_a_reservoir_keeps_distinct_rows_in_order_whatever_the_chunks(
     total = sum(chunks)
     stream = torch.arange(total, dtype=torch.float32).reshape(-1, 1)
     chunked, whole = Reservoir(size, seed), Reservoir(size, seed)
-    for chunk in stream.split(chunks):
+    for chunk in torch.split_with_sizes(stream, chunks):
         chunked.add(chunk)
     whole.add(stream)
     kept = chunked.rows().reshape(-1).tolist()
@@ -290,7 +290,7 @@ def test_a_reservoir_is_uniform_over_the_stream() -> None:
     counts = torch.zeros(40)
     for seed in range(2000):
         reservoir = Reservoir(4, seed)
-        for chunk in torch.arange(40.0).split([25, 5, 10]):
+        for chunk in torch.split_with_sizes(torch.arange(40.0), [25, 5, 10]):
             reservoir.add(chunk)
         counts[reservoir.rows().long()] += 1
     # Each of 40 places is kept with probability 1/10: mean 200, standard deviation 13.4.

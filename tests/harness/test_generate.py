@@ -8,7 +8,6 @@ import numpy as np
 import pipelines
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from torch import nn
 
 from harness import generate
@@ -91,7 +90,9 @@ def test_no_global_random_state_is_read_or_moved(model: tuple[Any, Any]) -> None
 
 def test_a_stochastic_sampler_draws_from_the_prompts_generators(model: tuple[Any, Any]) -> None:
     pipeline, card = model
-    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = pipelines.diffusers.EulerAncestralDiscreteScheduler.from_config(
+        pipeline.scheduler.config
+    )
     images = generate.generate_block(pipeline, card, PROMPTS[:3], 0)
     torch.manual_seed(4)
     np.testing.assert_array_equal(images, generate.generate_block(pipeline, card, PROMPTS[2::-1], 0)[::-1])
@@ -142,8 +143,8 @@ def test_the_caption_length_of_a_transformer_is_its_tokenizers(folders: dict[str
     assert set(lengths) == {12}
 
 
-def scheduler(steps: int) -> DPMSolverMultistepScheduler:
-    made = DPMSolverMultistepScheduler()
+def scheduler(steps: int) -> Any:
+    made = pipelines.diffusers.DPMSolverMultistepScheduler()
     made.set_timesteps(steps)
     return made
 

@@ -10,9 +10,11 @@ import pipelines
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from harness.errors import UserError
-from harness.models import load, registry
+from harness.generate import generate_block
+from harness.models import load, registry, roles
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,20 @@ def test_a_damaged_folder_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as caught:
         load.load_pipeline(pipelines.tiny_card("tiny-unet"), folder, "cpu", torch.float32)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_embedded_models_load_from_the_package_and_sample(name: str) -> None:
+    card = registry.get(name)
+    pipeline = load.load_pipeline(card, load.locate(card, {}), "cpu", torch.float32)
+    denoiser = getattr(pipeline, card.denoiser)
+    weights = [m.weight.numel() for m in denoiser.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    handed = [denoiser.get_submodule(t.name).weight.numel() for t in roles.targets(card, denoiser, 4, 8)]
+    assert sum(handed) > 0.9 * sum(weights)
+    images = generate_block(pipeline, card, pipelines.prompts(1), 0)
+    assert images.shape == (1, card.sampling.height, card.sampling.width, 3)
+
+
+def test_the_embedded_weights_stay_within_32_megabytes() -> None:
+    files = [file for file in load._EMBEDDED.rglob("*") if file.is_file()]
+    assert 0 < sum(file.stat().st_size for file in files) <= 32 * 2**20

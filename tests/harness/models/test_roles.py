@@ -7,7 +7,6 @@ from typing import Any
 import pipelines
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from harness.models import roles
@@ -29,15 +28,15 @@ PIXART_SIGMA = {
 
 
 @pytest.fixture(scope="module")
-def stable_diffusion() -> nn.Module:
+def stable_diffusion() -> Any:
     with torch.device("meta"):
-        return UNet2DConditionModel(**SD_15)
+        return pipelines.diffusers.UNet2DConditionModel(**SD_15)
 
 
 @pytest.fixture(scope="module")
-def pixart_sigma() -> nn.Module:
+def pixart_sigma() -> Any:
     with torch.device("meta"):
-        return PixArtTransformer2DModel(**PIXART_SIGMA)
+        return pipelines.diffusers.PixArtTransformer2DModel(**PIXART_SIGMA)
 
 
 def layers(denoiser: nn.Module) -> list[str]:
@@ -47,7 +46,7 @@ def layers(denoiser: nn.Module) -> list[str]:
 def test_stable_diffusion_15_has_the_published_number_of_layers_of_each_role(
     stable_diffusion: nn.Module,
 ) -> None:
-    found = roles.roles("sd-unet", stable_diffusion)
+    found = roles.layer_roles("sd-unet", stable_diffusion)
     assert list(found) == layers(stable_diffusion)
     # 16 transformer blocks, 22 residual blocks (14 with a shortcut), 3 down- and 3 up-samplers.
     per_block = {f"{kind}.{part}": 16 for kind in ("attn", "cross") for part in ("q", "k", "v", "out")}
@@ -59,7 +58,7 @@ def test_stable_diffusion_15_has_the_published_number_of_layers_of_each_role(
 
 
 def test_pixart_sigma_has_the_published_number_of_layers_of_each_role(pixart_sigma: nn.Module) -> None:
-    found = roles.roles("pixart", pixart_sigma)
+    found = roles.layer_roles("pixart", pixart_sigma)
     assert list(found) == layers(pixart_sigma)
     per_block = {f"{kind}.{part}": 28 for kind in ("attn", "cross") for part in ("q", "k", "v", "out")}
     assert Counter(found.values()) == Counter(
@@ -68,8 +67,8 @@ def test_pixart_sigma_has_the_published_number_of_layers_of_each_role(pixart_sig
     )
 
 
-def test_self_and_cross_attention_are_told_apart_by_the_width_they_read(stable_diffusion: nn.Module) -> None:
-    for name, role in roles.roles("sd-unet", stable_diffusion).items():
+def test_self_and_cross_attention_are_told_apart_by_the_width_they_read(stable_diffusion: Any) -> None:
+    for name, role in roles.layer_roles("sd-unet", stable_diffusion).items():
         if role in {"cross.k", "cross.v"}:
             assert stable_diffusion.get_submodule(name).in_features == 768
         if role in {"attn.k", "attn.v"}:
@@ -96,7 +95,7 @@ def test_a_layer_of_two_roles_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     table = [*roles._TABLES["pixart"], (r"proj_.*", "adaln")]
     monkeypatch.setitem(roles._TABLES, "pixart", table)
     with pytest.raises(ValueError, match=r"proj_out \(final, adaln\)"):
-        roles.roles("pixart", pipelines.tiny_dit())
+        roles.layer_roles("pixart", pipelines.tiny_dit())
     with pytest.raises(ValueError, match="2 roles"):
         roles.role_of("pixart", "proj_out")
 
@@ -191,7 +190,7 @@ def test_layers_of_one_input_group_consume_the_same_tensor_and_stand_together() 
         assert by_role["cross.k", "cross.v"] == blocks
 
 
-def test_hidden_width(stable_diffusion: nn.Module, pixart_sigma: nn.Module) -> None:
+def test_hidden_width(stable_diffusion: Any, pixart_sigma: nn.Module) -> None:
     assert roles.hidden_width(stable_diffusion) == 1280
     assert roles.hidden_width(pixart_sigma) == 1152
     assert roles.hidden_width(pipelines.tiny_dit()) == 32
