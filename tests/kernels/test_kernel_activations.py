@@ -19,7 +19,7 @@ def inputs(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 0.3
 
 
-def rounded(values: np.ndarray, bits: int, symmetric: bool, lo: float, hi: float) -> np.ndarray:
+def rounded(values: Any, bits: int, symmetric: bool, lo: float, hi: float) -> Any:
     """One range of values on its grid, in float64 from the definition."""
     if symmetric:
         largest = 2 ** (bits - 1) - 1

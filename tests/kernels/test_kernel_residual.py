@@ -92,7 +92,9 @@ def test_no_worse_than_a_uniform_grid_of_as_many_levels(planes: int) -> None:
     for power in (1, 3):
         w = weights(32, 256, seed=planes) ** power
         uniform = quantize_uniform(w, planes, grid="midrise", ranges="mse")
-        reference = (dequantize_uniform(uniform, planes, grid="midrise", group=None) - w).double().square().sum()
+        reference = (
+            (dequantize_uniform(uniform, planes, grid="midrise", group=None) - w).double().square().sum()
+        )
         assert squared_error(w, fit_binary_planes(w, planes)) < float(reference)
 
 

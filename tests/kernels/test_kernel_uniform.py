@@ -84,7 +84,9 @@ def test_minmax_ranges_cover_the_weights(seed: int, bits: int, group: Group) -> 
     w = weights(seed)
     codes = quantize_uniform(w, bits, group=group)
     step = dequantize_uniform(
-        UniformCodes(torch.ones_like(codes.codes), codes.scale, torch.zeros_like(codes.scale).to(torch.uint8)),
+        UniformCodes(
+            torch.ones_like(codes.codes), codes.scale, torch.zeros_like(codes.scale).to(torch.uint8)
+        ),
         bits,
         grid="asymmetric",
         group=group,
@@ -143,7 +145,7 @@ def test_constant_rows_are_kept(constant: float, bits: int) -> None:
 def test_extreme_magnitudes_give_finite_values(grid: Grid, bits: int, magnitude: float) -> None:
     w = weights(1).clamp(-1, 1) * magnitude
     for ranges in ("minmax", "mse"):
-        codes = quantize_uniform(w, bits, grid=grid, ranges=ranges)  # type: ignore[arg-type]
+        codes = quantize_uniform(w, bits, grid=grid, ranges=ranges)
         decoded = dequantize_uniform(codes, bits, grid=grid, group=None)
         assert bool(torch.isfinite(decoded).all())
         assert bool(torch.isfinite(codes.scale).all())
@@ -164,7 +166,9 @@ def test_rows_do_not_depend_on_each_other() -> None:
     w = weights(12, rows=6, cols=40)
     whole = quantize_uniform(w, 2, ranges="mse")
     for row in range(6):
-        assert torch.equal(whole.codes[row : row + 1], quantize_uniform(w[row : row + 1], 2, ranges="mse").codes)
+        assert torch.equal(
+            whole.codes[row : row + 1], quantize_uniform(w[row : row + 1], 2, ranges="mse").codes
+        )
 
 
 def test_known_codes() -> None:

@@ -156,7 +156,7 @@ def test_wrong_specs_are_refused(change: dict[str, object], message: str) -> Non
 def test_wrong_mixtures_are_refused() -> None:
     w = values(6, 20)
     spec = mixed(w).spec()
-    for change in (
+    changes: list[dict[str, object]] = [
         {"parts": []},
         {"parts": "all"},
         {"parts": [spec]},
@@ -164,7 +164,8 @@ def test_wrong_mixtures_are_refused() -> None:
         {"parts": [1, 2, 3]},
         {"rows": 7},
         {"cols": 21},
-    ):
+    ]
+    for change in changes:
         with pytest.raises(ValueError, match="part"):
             weight_from_spec({**spec, **change})
     with pytest.raises(ValueError, match="row_part gives"):
