@@ -16,28 +16,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
-from harness.kernels.weights import PackedWeight
-from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
+from harness.methods.contract import MethodConfig, QuantizeJob, method
 from harness.methods.layers import activation_quantizer, packed_layer, weight_matrix
-from harness.methods.lowrank import (
-    branch_rank,
-    rank_rule,
-    second_moment_factor,
-    truncated_svd,
-    weighted_svd,
-)
+from harness.methods.lowrank import output_svd, rank_rule, seen_error, truncated_svd
+from harness.methods.mixing import Mix, best_mix
 from harness.methods.objective import LayerSample, row_errors
-from harness.methods.rounding import PLAIN_BITS, RowPlan, round_plain, round_planes, round_uniform
-from harness.methods.salience import balanced_bits, best_count, descending, pearson_kurtosis
+from harness.methods.rounding import (
+    PLAIN_BITS,
+    MixedRows,
+    PlaneRows,
+    UniformRows,
+    round_plain,
+    round_planes,
+    round_uniform,
+)
+from harness.methods.salience import descending, pearson_kurtosis
 
 SAMPLE_ROWS = 512
-MOMENT_ROWS = 2048
+PLANE_ITERATIONS = 5
 # Above this many bits binary planes gain nothing over a uniform grid and cost 2^bits levels to search.
 MAX_PLANES = 4
 
@@ -79,9 +78,8 @@ class Mpqdmv2Config(MethodConfig):
 class _Fit:
     """A rounded weight and its branch, with the output error."""
 
-    weight: PackedWeight
-    down: Tensor | None
-    up: Tensor | None
+    rows: MixedRows
+    branch: LowRankBranch | None
     error: float
 
 
@@ -102,104 +100,61 @@ def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
         layer = job.layer(target.name)
         weight = weight_matrix(layer)
         act = activation_quantizer(target)
-        samples = job.stream().samples(target.name)
-        sample = LayerSample(layer, samples, SAMPLE_ROWS)
+        sample = LayerSample(layer, job.stream().samples(target.name), SAMPLE_ROWS)
         inputs = sample.rows(None, act)
-        plan, count = choose_rows(weight, target.w_bits, sample.target, inputs, config)
+        by_kurtosis = config.salience == "kurtosis"
+        mix = best_mix(
+            weight,
+            target.w_bits,
+            lambda rows, bits: _roundings(rows, bits, config),
+            sample.target,
+            inputs,
+            order=descending(pearson_kurtosis(weight)) if by_kurtosis else None,
+            swap=config.swap == "search",
+        )
         rank = rank_rule(job.width, job.embedded) if config.rank is None else config.rank
-        rank = branch_rank(rank, *weight.shape, 0)
-        factor = _weighting(layer, samples, config) if rank else None
-        fit = _fit(weight, plan, rank, factor, sample, inputs, config)
-        branch = None if fit.down is None or fit.up is None else LowRankBranch(fit.down, fit.up)
-        job.replace(target.name, packed_layer(layer, fit.weight, act, branch=branch))
+        fit = _fit(weight, mix, min(rank, *weight.shape), sample, inputs, config)
+        job.replace(target.name, packed_layer(layer, fit.rows.pack(), act, branch=fit.branch))
         job.note(
             target.name,
-            swap=round(count / len(weight), 4),
-            planes=round(float(plan.planes.float().mean()), 4),
-            rank=rank if branch is not None else 0,
+            swap=round(mix.swapped / len(weight), 4),
+            planes=round(fit.rows.share_of_planes(), 4),
+            rank=0 if fit.branch is None else fit.branch.rank,
         )
 
 
-def choose_rows(
-    weight: Tensor, bits: int, wanted: Tensor, inputs: Tensor, config: Mpqdmv2Config
-) -> tuple[RowPlan, int]:
-    """Choose width and kind of every row by output error; return the plan and the number of swapped rows.
-
-    Args:
-        weight: float32 [rows, cols].
-        bits: mean width.
-        wanted: output to reach on the samples, [n, rows].
-        inputs: quantized inputs, [n, cols].
-        config: which choices are open.
-    """
-    error: dict[int, Tensor] = {}
-    kind: dict[int, Tensor] = {}
-    widths = (bits - 1, bits, bits + 1) if config.swap == "search" else (bits,)
-    for width in widths:
-        error[width], kind[width] = _cheapest_kind(weight, width, wanted, inputs, config)
-    rows = len(weight)
-    count, assigned = 0, torch.full((rows,), bits, dtype=torch.int64)
-    if config.swap == "search":
-        # A row worth raising is one whose loss without the bit is large, on either side of N.
-        value = error[bits - 1] - error[bits + 1]
-        order = descending(value if config.salience == "error" else pearson_kurtosis(weight))
-        count = best_count(order, error, bits)
-        assigned = balanced_bits(order, count, bits)
-    planes = torch.zeros(rows, dtype=torch.bool)
-    for width in widths:
-        planes[assigned == width] = kind[width][assigned == width]
-    return RowPlan(assigned, planes), count
-
-
-def _cheapest_kind(
-    weight: Tensor, bits: int, wanted: Tensor, inputs: Tensor, config: Mpqdmv2Config
-) -> tuple[Tensor, Tensor]:
-    """Least output error of every row at one width, and whether binary planes reach it."""
-    uniform = row_errors(wanted, inputs, round_uniform(weight, bits).dequantize())
-    if not config.planes or not 1 < bits <= MAX_PLANES:
-        return uniform, torch.zeros(len(weight), dtype=torch.bool)
-    planes = row_errors(wanted, inputs, round_planes(weight, bits).dequantize())
-    return torch.minimum(uniform, planes), planes < uniform
-
-
-def _weighting(layer: nn.Linear | nn.Conv2d, samples: Tensor, config: Mpqdmv2Config) -> Tensor | None:
-    """Factor of the (damped) second moment of the inputs, its diagonal, or None."""
-    if config.weighting == "none":
-        return None
-    x = LayerSample(layer, samples, MOMENT_ROWS).plain
-    if config.weighting == "full":
-        return second_moment_factor(x, config.damping)
-    moment = x.square().mean(dim=0)
-    level = float(moment.mean())
-    return (moment + (config.damping * level if level > 0 else 1.0)).sqrt()
+def _roundings(rows: Tensor, bits: int, config: Mpqdmv2Config) -> list[UniformRows | PlaneRows]:
+    """Return the ways a channel may be stored at a width."""
+    ways = [round_uniform(rows, bits)]
+    if config.planes and 1 < bits <= MAX_PLANES:
+        ways.append(round_planes(rows, bits, PLANE_ITERATIONS))
+    return ways
 
 
 def _fit(
-    weight: Tensor,
-    plan: RowPlan,
-    rank: int,
-    factor: Tensor | None,
-    sample: LayerSample,
-    inputs: Tensor,
-    config: Mpqdmv2Config,
+    weight: Tensor, mix: Mix, rank: int, sample: LayerSample, inputs: Tensor, config: Mpqdmv2Config
 ) -> _Fit:
-    """Round by the plan, then alternate branch and rounding; the branch-free start is one of the candidates."""
-    packed = plan.round(weight)
-    rounded = packed.dequantize()
-    best = _Fit(packed, None, None, _error(sample.target, inputs, rounded))
-    for iteration in range(config.iterations + 1 if rank else 0):
-        error = weight - rounded
-        pair = truncated_svd(error, rank) if factor is None else weighted_svd(error, rank, factor)
-        down, up = (f.half().float() for f in pair)
-        wanted = sample.target - F.linear(F.linear(sample.plain, down), up)
-        if iteration:
-            packed = plan.round(weight - up @ down)
-            rounded = packed.dequantize()
-        fit = _Fit(packed, down, up, _error(wanted, inputs, rounded))
-        if fit.error < best.error:
-            best = fit
+    """Fit the branch to the error of the rounded weight, round again what it leaves, and so on; keep the best."""
+    rows = mix.rows
+    best = _Fit(rows, None, mix.error)
+    branch: LowRankBranch | None = None
+    for _ in range(config.iterations + 1 if rank else 0):
+        if branch is not None:
+            rows = rows.again(weight - branch.product())
+        rounded = rows.values()
+        branch = LowRankBranch(*_decompose(weight - rounded, rank, sample.plain, config))
+        wanted = sample.target - branch(sample.plain)
+        error = float(row_errors(wanted, inputs, rounded).double().sum())
+        if error < best.error:
+            best = _Fit(rows, branch, error)
     return best
 
 
-def _error(wanted: Tensor, inputs: Tensor, rounded: Tensor) -> float:
-    return float(row_errors(wanted, inputs, rounded).double().sum())
+def _decompose(error: Tensor, rank: int, inputs: Tensor, config: Mpqdmv2Config) -> tuple[Tensor, Tensor]:
+    """Low-rank factors of the error, as the weighting asks."""
+    if config.weighting == "none":
+        return truncated_svd(error, rank)
+    if config.weighting == "full":
+        return output_svd(error, seen_error(error, inputs, config.damping), rank)
+    moment = inputs.square().mean(dim=0)
+    return output_svd(error, error * (moment + config.damping * moment.mean()).sqrt(), rank)

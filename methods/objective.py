@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from harness.kernels.activations import ActQuantizer
 
-# Maps of a convolution are correlated inside: a few maps with many positions say little more than these.
+# Positions of one map are correlated: more maps than these say little more.
 MAX_MAPS = 8
 
 
 class LayerSample:
-    """A fixed random sample of a layer's input rows, and its float output.
+    """A fixed random sample of a layer's input rows, and its float output on them.
 
     For a convolution a row is one unfolded patch; ranges of activations are still taken on whole maps.
+
+    Attributes:
+        plain: the sampled rows as they are, float32 [n, cols].
+        target: what the float layer makes of them, without the bias, float32 [n, rows].
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, samples: Tensor, limit: int) -> None:
@@ -36,34 +40,48 @@ class LayerSample:
         dims = 2 if isinstance(layer, nn.Linear) else 4
         if samples.dim() != dims or samples.shape[1] != width or len(samples) == 0:
             raise ValueError(f"samples of shape {tuple(samples.shape)} do not fit {layer}")
-        self._conv = layer if isinstance(layer, nn.Conv2d) else None
-        kept = limit if self._conv is None else MAX_MAPS
-        self.raw = samples[_choose(len(samples), kept)].float()
-        self._positions: Tensor | None = None
-        if self._conv is not None:
-            self._positions = _choose(self._unfold(self.raw[:, :1]).shape[0], limit)
+        self._patches: _Patches | None = None
+        if isinstance(layer, nn.Conv2d):
+            self._raw = samples[_choose(len(samples), MAX_MAPS)].float()
+            self._patches = _Patches(layer, self._raw.shape, limit)
+        else:
+            self._raw = samples[_choose(len(samples), limit)].float()
         self.plain = self.rows()
         self.target = F.linear(self.plain, layer.weight.detach().float().flatten(1))
 
-    def smoothed(self, smooth: Tensor | None) -> Tensor:
-        """Return the raw samples divided by `smooth` per input channel."""
-        if smooth is None:
-            return self.raw
-        shape = (1, -1) if self._conv is None else (1, -1, 1, 1)
-        return self.raw / smooth.float().view(shape)
-
     def rows(self, smooth: Tensor | None = None, act: ActQuantizer | None = None) -> Tensor:
         """Return the input rows, smoothed and quantized as the packed layer would: float32 [n, cols]."""
-        x = self.smoothed(smooth)
+        x = self._raw
+        if smooth is not None:
+            x = x / smooth.float().view(1, -1, *[1] * (x.dim() - 2))
         if act is not None:
             x = act(x)
-        return x if self._conv is None else self._unfold(x)[self._positions]
+        return x if self._patches is None else self._patches.gather(x)
 
-    def _unfold(self, x: Tensor) -> Tensor:
-        conv = self._conv
-        assert conv is not None
-        patches = F.unfold(x, conv.kernel_size, conv.dilation, _padding(conv), conv.stride)
-        return patches.transpose(1, 2).flatten(0, 1)
+
+class _Patches:
+    """Chosen output positions of a convolution, and where their inputs lie."""
+
+    def __init__(self, conv: nn.Conv2d, shape: torch.Size, limit: int) -> None:
+        if isinstance(conv.padding, str):
+            raise TypeError(f"padding {conv.padding!r} of a convolution is not supported")
+        images, _, height, width = shape
+        self._pad = (conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0])
+        padded = (height + 2 * conv.padding[0], width + 2 * conv.padding[1])
+        tops, taps_y = _positions(padded[0], conv.kernel_size[0], conv.stride[0], conv.dilation[0])
+        lefts, taps_x = _positions(padded[1], conv.kernel_size[1], conv.stride[1], conv.dilation[1])
+        starts = (
+            torch.arange(images)[:, None, None] * padded[0] * padded[1]
+            + tops[None, :, None] * padded[1]
+            + lefts[None, None, :]
+        ).flatten()
+        taps = (taps_y[:, None] * padded[1] + taps_x[None, :]).flatten()
+        self._index = starts[_choose(len(starts), limit)][:, None] + taps[None, :]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the patches of maps [images, channels, height, width] as rows [n, channels * taps]."""
+        flat = F.pad(x, self._pad).permute(0, 2, 3, 1).flatten(0, 2)
+        return flat[self._index].transpose(1, 2).flatten(1)
 
 
 def row_errors(target: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -77,16 +95,16 @@ def row_errors(target: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     Returns:
         float32 [rows], summed over the n samples.
     """
-    return (F.linear(inputs, weight) - target).square().sum(dim=0)
+    return (F.linear(inputs, weight) - target).square_().sum(dim=0)
+
+
+def _positions(length: int, kernel: int, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """Where the windows of a convolution start along one padded axis, and the offsets inside a window."""
+    reach = dilation * (kernel - 1)
+    return torch.arange(0, length - reach, stride), torch.arange(0, reach + 1, dilation)
 
 
 def _choose(length: int, limit: int) -> Tensor:
     """Return at most `limit` distinct indices below `length`, ascending, the same ones every time."""
     generator = torch.Generator().manual_seed(length)
     return torch.randperm(length, generator=generator)[:limit].sort().values
-
-
-def _padding(conv: nn.Conv2d) -> tuple[int, int]:
-    if isinstance(conv.padding, str):
-        raise TypeError(f"padding {conv.padding!r} of a convolution is not supported")
-    return (conv.padding[0], conv.padding[1])

@@ -54,4 +54,4 @@ def quantize(job: QuantizeJob, config: PtqConfig) -> None:
             act = activation_quantizer(target)
         else:
             act = calibrated_quantizer(target, config.act, job.stream())
-        job.replace(target.name, packed_layer(layer, weight, act))
+        job.replace(target.name, packed_layer(layer, weight.pack(), act))

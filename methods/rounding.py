@@ -1,21 +1,118 @@
-"""Rounding a weight matrix into packed form: one grid for all rows, or a width and a grid kind per row."""
+"""Rounded weight matrices before packing: one grid for all rows, or a width and a kind of grid per row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from harness.kernels.quantizers.grid import Grid
 from harness.kernels.quantizers.ranges import RangeRule
-from harness.kernels.quantizers.residual import fit_binary_planes
-from harness.kernels.quantizers.uniform import quantize_uniform
+from harness.kernels.quantizers.residual import (
+    BinaryPlanes,
+    dequantize_planes,
+    fit_binary_planes,
+    nearest_codes,
+)
+from harness.kernels.quantizers.uniform import (
+    UniformCodes,
+    dequantize_uniform,
+    encode_uniform,
+    quantize_uniform,
+)
 from harness.kernels.weights import BinaryPlanesWeight, PackedWeight, RowMixedWeight, UniformWeight
 from harness.methods.contract import LayerTarget, QuantizeJob
 from harness.methods.layers import activation_quantizer, packed_layer, weight_matrix
 
 PLAIN_BITS = 8
+
+
+@dataclass(frozen=True)
+class UniformRows:
+    """Rows on a uniform grid."""
+
+    codes: UniformCodes
+    bits: int
+    grid: Grid
+    group: int | None
+
+    def values(self) -> Tensor:
+        """Return what the codes stand for: float32 [rows, cols]."""
+        return dequantize_uniform(self.codes, self.bits, grid=self.grid, group=self.group)
+
+    def take(self, rows: Tensor) -> UniformRows:
+        """Return some of the rows (index or mask)."""
+        zero = None if self.codes.zero is None else self.codes.zero[rows]
+        return replace(self, codes=UniformCodes(self.codes.codes[rows], self.codes.scale[rows], zero))
+
+    def again(self, weight: Tensor) -> UniformRows:
+        """Round another matrix of the same shape with the same scales and zero points."""
+        scale, zero = self.codes.scale, self.codes.zero
+        codes = encode_uniform(weight, scale, zero, self.bits, grid=self.grid, group=self.group)
+        return replace(self, codes=UniformCodes(codes, scale, zero))
+
+    def pack(self) -> PackedWeight:
+        """Return the rows in packed storage."""
+        return UniformWeight.pack(self.codes, self.bits, self.grid, self.group)
+
+
+@dataclass(frozen=True)
+class PlaneRows:
+    """Rows as sums of signed binary planes."""
+
+    codes: BinaryPlanes
+
+    def values(self) -> Tensor:
+        """Return what the codes stand for: float32 [rows, cols]."""
+        return dequantize_planes(self.codes.codes, self.codes.alphas)
+
+    def take(self, rows: Tensor) -> PlaneRows:
+        """Return some of the rows (index or mask)."""
+        return PlaneRows(BinaryPlanes(self.codes.codes[rows], self.codes.alphas[rows]))
+
+    def again(self, weight: Tensor) -> PlaneRows:
+        """Round another matrix of the same shape with the same amplitudes."""
+        alphas = self.codes.alphas
+        return PlaneRows(BinaryPlanes(nearest_codes(weight, alphas), alphas))
+
+    def pack(self) -> PackedWeight:
+        """Return the rows in packed storage."""
+        return BinaryPlanesWeight.pack(self.codes)
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Rows of several kinds and widths.
+
+    Attributes:
+        parts: part i holds the rows with `row_part == i`, in increasing order.
+        row_part: uint8 [rows].
+    """
+
+    parts: tuple[UniformRows | PlaneRows, ...]
+    row_part: Tensor
+
+    def values(self) -> Tensor:
+        """Return what the codes stand for: float32 [rows, cols]."""
+        held = torch.cat([part.values() for part in self.parts])
+        order = torch.argsort(self.row_part, stable=True)
+        return torch.empty_like(held).index_copy_(0, order, held)
+
+    def again(self, weight: Tensor) -> MixedRows:
+        """Round another matrix of the same shape with the same parameters."""
+        parts = tuple(part.again(weight[self.row_part == i]) for i, part in enumerate(self.parts))
+        return replace(self, parts=parts)
+
+    def share_of_planes(self) -> float:
+        """Return the share of rows stored as binary planes of more than one bit."""
+        wide = [len(p.codes.codes) for p in self.parts if isinstance(p, PlaneRows) and p.codes.alphas.shape[1] > 1]
+        return sum(wide) / len(self.row_part)
+
+    def pack(self) -> PackedWeight:
+        """Return the rows in packed storage; without an index when all are of one part."""
+        packed = [part.pack() for part in self.parts]
+        return packed[0] if len(packed) == 1 else RowMixedWeight(packed, self.row_part)
 
 
 def round_uniform(
@@ -26,10 +123,11 @@ def round_uniform(
     grid: Grid = "asymmetric",
     ranges: RangeRule = "mse",
     percentile: float = 99.9,
-) -> PackedWeight:
+) -> UniformRows | PlaneRows:
     """Round to the nearest point of a uniform grid per output channel or group.
 
-    At one bit every grid becomes +-mean|w|: an asymmetric two-level grid must contain zero and so loses one sign.
+    At one bit the grid is symmetric without zero: an asymmetric two-level grid must contain zero and so
+    loses one sign of the weights. Per channel that is +-mean|w|, the best sign grid.
 
     Args:
         weight: float32 [rows, cols].
@@ -44,48 +142,38 @@ def round_uniform(
     if bits == 1:
         grid = "midrise"
     codes = quantize_uniform(weight, bits, grid=grid, group=group, ranges=ranges, percentile=percentile)
-    return UniformWeight.pack(codes, bits, grid, group)
+    return UniformRows(codes, bits, grid, group)
 
 
-def round_planes(weight: Tensor, planes: int) -> PackedWeight:
+def round_planes(weight: Tensor, planes: int, iterations: int = 15) -> PlaneRows:
     """Round every row to a sum of `planes` signed amplitudes refitted by least squares."""
-    return BinaryPlanesWeight.pack(fit_binary_planes(weight, planes))
+    return PlaneRows(fit_binary_planes(weight, planes, iterations))
+
+
+def mix_rows(candidates: list[tuple[Tensor, UniformRows | PlaneRows]], choice: Tensor) -> MixedRows:
+    """Take every row from the candidate chosen for it.
+
+    Args:
+        candidates: each with the row numbers it covers, int64, ascending.
+        choice: int64 [rows], for every row a candidate that covers it.
+    """
+    used = sorted(set(choice.tolist()))
+    row_part = torch.zeros(len(choice), dtype=torch.uint8)
+    parts = []
+    for index, number in enumerate(used):
+        rows, rounded = candidates[number]
+        row_part[choice == number] = index
+        parts.append(rounded.take(choice[rows] == number))
+    return MixedRows(tuple(parts), row_part)
 
 
 def round_plain(job: QuantizeJob, target: LayerTarget) -> None:
-    """Replace a layer the policy keeps at 8 bits or more: per-channel MSE grid, dynamic activations.
+    """Replace a layer that stays at 8 bits: per-channel MSE grid, dynamic activations.
 
     At 8 bits the grid's error is far below what mixing, smoothing or a branch could win, so no method spends
     bytes there.
     """
     layer = job.layer(target.name)
-    weight = round_uniform(weight_matrix(layer), target.w_bits)
+    weight = round_uniform(weight_matrix(layer), target.w_bits).pack()
     job.replace(target.name, packed_layer(layer, weight, activation_quantizer(target)))
     job.note(target.name, plain=True)
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """How every row of a matrix is rounded.
-
-    Attributes:
-        bits: int64 [rows], width of each row.
-        planes: bool [rows], whether the row is a sum of binary planes rather than a uniform grid.
-    """
-
-    bits: Tensor
-    planes: Tensor
-
-    def round(self, weight: Tensor, ranges: RangeRule = "mse") -> PackedWeight:
-        """Round `weight` [rows, cols] by the plan; rows of one kind and width are stored together."""
-        kind = self.bits * 2 + self.planes.long()
-        kinds = kind.unique(sorted=True)
-        parts: list[PackedWeight] = []
-        row_part = torch.zeros(len(kind), dtype=torch.uint8)
-        for index, value in enumerate(kinds.tolist()):
-            rows = kind == value
-            bits, planes = divmod(value, 2)
-            part = weight[rows]
-            parts.append(round_planes(part, bits) if planes else round_uniform(part, bits, ranges=ranges))
-            row_part[rows] = index
-        return parts[0] if len(parts) == 1 else RowMixedWeight(parts, row_part)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.quantizers.grid import Grid
-from harness.kernels.weights import PackedWeight
 from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
 from harness.methods.layers import (
     activation_quantizer,
@@ -27,12 +26,13 @@ from harness.methods.layers import (
     per_column,
     weight_matrix,
 )
-from harness.methods.lowrank import branch_rank, rank_rule, truncated_svd
+from harness.methods.lowrank import rank_rule, truncated_svd
 from harness.methods.objective import LayerSample, row_errors
-from harness.methods.rounding import PLAIN_BITS, round_plain, round_uniform
+from harness.methods.rounding import PLAIN_BITS, PlaneRows, UniformRows, round_plain, round_uniform
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
 
 SAMPLE_ROWS = 512
+TRIAL_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,17 @@ class SvdquantConfig(MethodConfig):
         return "narrow" if bits >= 4 else "midrise"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Piece:
-    """One layer on its way through the method: its weight, and what should come out on the samples."""
+    """One layer on its way through the method.
+
+    Attributes:
+        target: what it is.
+        layer: the float layer.
+        weight: its matrix.
+        wanted: what should come out on the samples, [n, rows].
+        rank: rank of its branch; 0 for none.
+    """
 
     target: LayerTarget
     layer: nn.Linear | nn.Conv2d
@@ -84,15 +92,27 @@ class _Piece:
     wanted: Tensor
     rank: int
 
+    def scaled(self, smooth: Tensor | None) -> Tensor:
+        """Return the weight with its input channels multiplied by `smooth`."""
+        return self.weight if smooth is None else self.weight * per_column(smooth, kernel_taps(self.layer))
+
 
 @dataclass(frozen=True)
 class _Split:
-    """A weight as branch plus rounded residual, with its output error."""
+    """A weight as branch plus rounded residual, with the output error."""
 
-    down: Tensor
-    up: Tensor
-    residual: PackedWeight
+    branch: LowRankBranch | None
+    residual: UniformRows | PlaneRows
     error: float
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The samples of one input tensor under one smoothing: as the branch and as the residual see them, [n, cols]."""
+
+    smooth: Tensor | None
+    exact: Tensor
+    quantized: Tensor
 
 
 @method(
@@ -116,16 +136,12 @@ def quantize(job: QuantizeJob, config: SvdquantConfig) -> None:
 def _quantize_group(job: QuantizeJob, targets: list[LayerTarget], config: SvdquantConfig) -> None:
     sample = LayerSample(job.layer(targets[0].name), job.stream().samples(targets[0].name), SAMPLE_ROWS)
     pieces = [_piece(job, target, sample, config) for target in targets]
-    act = _act(targets[0])
-    smooth, exponents = _search_smoothing(job, pieces, sample, act, config)
-    x1, inputs = sample.rows(smooth), sample.rows(smooth, act)
+    inputs, exponents = _search_smoothing(job, pieces, sample, config)
     for piece in pieces:
-        weight = (
-            piece.weight if smooth is None else piece.weight * per_column(smooth, kernel_taps(piece.layer))
+        best = _refine(piece, inputs, config)
+        packed = packed_layer(
+            piece.layer, best.residual.pack(), _act(piece.target), smooth=inputs.smooth, branch=best.branch
         )
-        best = _refine(piece, weight, x1, inputs, config)
-        branch = LowRankBranch(best.down, best.up) if piece.rank else None
-        packed = packed_layer(piece.layer, best.residual, _act(piece.target), smooth=smooth, branch=branch)
         job.replace(piece.target.name, packed)
         job.note(
             piece.target.name,
@@ -142,7 +158,7 @@ def _piece(job: QuantizeJob, target: LayerTarget, sample: LayerSample, config: S
     rank = rank_rule(job.width, job.embedded) if config.rank is None else config.rank
     if isinstance(layer, nn.Conv2d) and not config.conv:
         rank = 0
-    return _Piece(target, layer, weight, F.linear(sample.plain, weight), branch_rank(rank, *weight.shape, 0))
+    return _Piece(target, layer, weight, F.linear(sample.plain, weight), min(rank, *weight.shape))
 
 
 def _act(target: LayerTarget) -> ActQuantizer | None:
@@ -153,67 +169,72 @@ def _act(target: LayerTarget) -> ActQuantizer | None:
 
 
 def _search_smoothing(
-    job: QuantizeJob,
-    pieces: list[_Piece],
-    sample: LayerSample,
-    act: ActQuantizer | None,
-    config: SvdquantConfig,
-) -> tuple[Tensor | None, tuple[float, float]]:
-    """Pick the exponents with the least output error summed over the layers of the group."""
-    best: tuple[Tensor | None, tuple[float, float]] = (None, (0.0, 0.0))
-    candidates = smoothing_grid(config.grid)
-    if len(candidates) == 1:
-        return best
+    job: QuantizeJob, pieces: list[_Piece], sample: LayerSample, config: SvdquantConfig
+) -> tuple[_Inputs, tuple[float, float]]:
+    """Pick the exponents with the least output error over the layers of the group, on some of their channels."""
+    target = pieces[0].target
     taps = kernel_taps(pieces[0].layer)
-    x_absmax = job.stream().absmax(pieces[0].target.name)
     w_absmax = input_channel_absmax([p.weight for p in pieces], taps)
-    least = float("inf")
-    for alpha, beta in candidates:
-        smooth = smoothing_scale(x_absmax, w_absmax, alpha, beta) if alpha or beta else None
-        x1, inputs = sample.rows(smooth), sample.rows(smooth, act)
-        error = 0.0
-        for piece in pieces:
-            weight = piece.weight if smooth is None else piece.weight * per_column(smooth, taps)
-            error += _split(piece, weight, weight, x1, inputs, config, fast=True).error
-        if error < least:
-            least, best = error, (smooth, (alpha, beta))
+    best, chosen, least = None, (0.0, 0.0), float("inf")
+    for alpha, beta in smoothing_grid(config.grid):
+        smooth = None
+        if alpha or beta:
+            smooth = smoothing_scale(job.stream().absmax(target.name), w_absmax, alpha, beta)
+        inputs = _Inputs(smooth, sample.rows(smooth), sample.rows(smooth, _act(target)))
+        if config.grid == 1:
+            return inputs, chosen
+        error = sum(_trial_error(piece, inputs, config) for piece in pieces)
+        if best is None or error < least:
+            best, chosen, least = inputs, (alpha, beta), error
+    assert best is not None
+    return best, chosen
+
+
+def _trial_error(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> float:
+    """Output error of a one-shot split, on a fixed share of the output channels."""
+    rows = torch.linspace(0, len(piece.weight) - 1, min(len(piece.weight), TRIAL_CHANNELS)).long()
+    weight = piece.scaled(inputs.smooth)
+    branch = _branch(weight, piece.rank, fast=True)
+    part = None if branch is None else LowRankBranch(branch.down, branch.up[rows])
+    residual = _round(_remainder(weight[rows], part), piece, config)
+    return _error(piece.wanted[:, rows], inputs, part, residual) * len(piece.weight) / len(rows)
+
+
+def _refine(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> _Split:
+    """Alternate: fit the branch to what the residual's codes leave, round what the branch leaves; keep the best.
+
+    The residual keeps the scales of its first rounding, which a branch of small rank hardly changes.
+    """
+    weight = piece.scaled(inputs.smooth)
+    branch = _branch(weight, piece.rank)
+    residual = _round(_remainder(weight, branch), piece, config)
+    best = _Split(branch, residual, _error(piece.wanted, inputs, branch, residual))
+    for _ in range(config.iterations if branch is not None else 0):
+        branch = _branch(weight - residual.values(), piece.rank)
+        residual = residual.again(_remainder(weight, branch))
+        error = _error(piece.wanted, inputs, branch, residual)
+        if error < best.error:
+            best = _Split(branch, residual, error)
     return best
 
 
-def _refine(piece: _Piece, weight: Tensor, x1: Tensor, inputs: Tensor, config: SvdquantConfig) -> _Split:
-    """Alternate: fit the branch to what the rounded residual leaves, round what the branch leaves; keep the best."""
-    best = _split(piece, weight, weight, x1, inputs, config)
-    current = best
-    for _ in range(config.iterations if piece.rank else 0):
-        current = _split(piece, weight, weight - current.residual.dequantize(), x1, inputs, config)
-        if current.error < best.error:
-            best = current
-    return best
+def _branch(matrix: Tensor, rank: int, *, fast: bool = False) -> LowRankBranch | None:
+    return LowRankBranch(*truncated_svd(matrix, rank, fast=fast)) if rank else None
 
 
-def _split(
-    piece: _Piece,
-    weight: Tensor,
-    fitted: Tensor,
-    x1: Tensor,
-    inputs: Tensor,
-    config: SvdquantConfig,
-    *,
-    fast: bool = False,
-) -> _Split:
-    """Fit the branch to `fitted`, round what it leaves of `weight`, and measure the output error."""
-    if piece.rank:
-        down, up = (f.half().float() for f in truncated_svd(fitted, piece.rank, fast=fast))
-    else:
-        down, up = weight.new_zeros(0, weight.shape[1]), weight.new_zeros(weight.shape[0], 0)
+def _remainder(weight: Tensor, branch: LowRankBranch | None) -> Tensor:
+    return weight if branch is None else weight - branch.product()
+
+
+def _round(matrix: Tensor, piece: _Piece, config: SvdquantConfig) -> UniformRows | PlaneRows:
     bits = piece.target.w_bits
-    residual = round_uniform(
-        weight - up @ down,
-        bits,
-        group=config.group,
-        grid=config.residual_grid(bits),
-        ranges=config.range,
-    )
-    wanted = piece.wanted - F.linear(F.linear(x1, down), up)
-    error = float(row_errors(wanted, inputs, residual.dequantize()).double().sum())
-    return _Split(down, up, residual, error)
+    grid = config.residual_grid(bits)
+    return round_uniform(matrix, bits, group=config.group, grid=grid, ranges=config.range)
+
+
+def _error(
+    wanted: Tensor, inputs: _Inputs, branch: LowRankBranch | None, residual: UniformRows | PlaneRows
+) -> float:
+    if branch is not None:
+        wanted = wanted - branch(inputs.exact)
+    return float(row_errors(wanted, inputs.quantized, residual.values()).double().sum())
