@@ -83,36 +83,52 @@ def block_owner(prompts: Sequence[Prompt], checkpoint: str) -> str:
     return digest_json({"prompts": [[p.id, p.text] for p in prompts], "checkpoint": checkpoint})
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the run folder holds of a cell, after every digest was checked.
+
+    Attributes:
+        checkpoint: digest of the checkpoint's files, empty for the reference, None when missing or damaged.
+        blocks: digest of each block's files, None for those missing, damaged or made from something else.
+    """
+
+    checkpoint: str | None
+    blocks: tuple[str | None, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to generate."""
+        return self.checkpoint is not None and None not in self.blocks
+
+
 def checkpoint_digest(job: Job) -> str | None:
-    """Return the digest of the cell's checkpoint, empty for the reference, None when missing or damaged."""
+    """Return `Held.checkpoint`."""
     if job.cell.method is None:
         return ""
     note = job.files.checkpoint_note()
     return None if note is None else str(note["digest"])
 
 
-def block_digests(job: Job) -> list[str | None]:
-    """Return the digest of each block's files, None for those that are missing or damaged."""
+def held(job: Job) -> Held:
+    """Check every file of a cell's checkpoint and blocks."""
     checkpoint = checkpoint_digest(job)
     if checkpoint is None:
-        return [None] * len(job.blocks)
-    return [
-        job.files.block_digest(index, block_owner(prompts, checkpoint))
-        for index, prompts in enumerate(job.blocks)
-    ]
+        return Held(None, (None,) * len(job.blocks))
+    owners = (block_owner(prompts, checkpoint) for prompts in job.blocks)
+    return Held(checkpoint, tuple(job.files.block_digest(i, owner) for i, owner in enumerate(owners)))
 
 
-def record_source(job: Job, own: Sequence[str | None], reference: Sequence[str | None] | None) -> str:
+def record_source(job: Job, own: Held, reference: Held | None) -> str:
     """Return the digest of everything a record is made from."""
     return digest_json(
         {
             "n": job.n,
             "judge": job.judge,
             "data": job.data_digest,
-            "prompts": digest_json([prompt.facts for prompt in job.prompts]),
-            "checkpoint": checkpoint_digest(job),
-            "blocks": list(own),
-            "reference": None if reference is None else list(reference),
+            "facts": digest_json([prompt.facts for prompt in job.prompts]),
+            "checkpoint": own.checkpoint,
+            "blocks": own.blocks,
+            "reference": None if reference is None else reference.blocks,
         }
     )
 
@@ -165,14 +181,13 @@ def measure(report: Report, job: Job) -> None:
 def reduce(report: Report, job: Job, reference: Job) -> None:
     """Form the figures and write the record."""
     world = _enter(job, 1)
-    own, against = block_digests(job), None
-    if job.cell.method is not None:
-        against = block_digests(reference)
-    if None in own:
-        raise CellError("corrupt", f"block {own.index(None)} was damaged after it was generated")
-    blocks = _read(job)
+    own = held(job)
+    against = None if job.cell.method is None else held(reference)
+    if own.checkpoint is None or not own.complete:
+        raise CellError("corrupt", f"{job.cell.title} was damaged after it was generated")
+    blocks = _read(job, own.checkpoint)
     pictures = _pictures(world, job, blocks)
-    reference_blocks = None if against is None or None in against else _read(reference)
+    reference_blocks = _read(reference, "") if against is not None and against.complete else None
     metrics, per_prompt = world.reduce(
         job.cell.setting,
         job.prompts,
@@ -193,7 +208,9 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
         per_prompt=per_prompt,
     )
     counted = blocks[: -(-job.n // len(job.blocks[0]))]
-    measured = _measured(job, note, sum(block.seconds for block in counted))
+    seconds = round(sum(block.seconds for block in counted), 3)
+    values = job.files.measured(own.checkpoint) or {}
+    measured = Measured(quantize_s=note.get("quantize_s"), generate_s=seconds, **values)
     record = Record(identity=job.cell.identity, result=result, measured=measured)
     source = record_source(job, own, against)
     job.files.write_record(finite(record.to_json()), source)
@@ -248,11 +265,10 @@ def _generate_block(world: World, session: Session, job: Job, prompts: Sequence[
     return Block(images, world.features(job.cell.setting, images), seconds)
 
 
-def _read(job: Job) -> list[Block]:
-    checkpoint = checkpoint_digest(job)
+def _read(job: Job, checkpoint: str) -> list[Block]:
     blocks = []
     for index, prompts in enumerate(job.blocks):
-        block = None if checkpoint is None else job.files.read_block(index, block_owner(prompts, checkpoint))
+        block = job.files.read_block(index, block_owner(prompts, checkpoint))
         if block is None:
             raise CellError("corrupt", f"{job.cell.title}: block {index} was damaged after generation")
         blocks.append(block)
@@ -270,8 +286,3 @@ def _pictures(world: World, job: Job, blocks: Sequence[Block]) -> Pictures:
     known = [part for part in parts if part is not None]
     images = np.concatenate([block.images for block in blocks])[: job.n]
     return images, np.concatenate(known)[: job.n] if len(known) == len(blocks) else None
-
-
-def _measured(job: Job, note: dict[str, Any], generate_s: float) -> Measured:
-    values = job.files.measured(checkpoint_digest(job) or "") or {}
-    return Measured(quantize_s=note.get("quantize_s"), generate_s=round(generate_s, 3), **values)

@@ -65,8 +65,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def seal(value: Mapping[str, Any]) -> bytes:
-    """Return `value` as JSON bytes that carry their own digest, for `read_json`."""
+    """Return `value` as JSON bytes that carry their own digest, for `read_json`.
+
+    Raises:
+        ValueError: `value` has a field `sha256`, which is the digest's.
+    """
     body = dict(value)
+    if "sha256" in body:
+        raise ValueError("the field sha256 is taken by the digest")
     return (json.dumps({**body, "sha256": digest_json(body)}, indent=1, allow_nan=False) + "\n").encode()
 
 

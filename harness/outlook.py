@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.cell import Job, block_digests, checkpoint_digest, record_source
+from harness.cell import Held, Job, held, record_source
 from harness.plan import Cell, Plan
 from harness.reports.record import Record
 from harness.store import RunStore
@@ -67,8 +67,8 @@ def make_jobs(plan: Plan, store: RunStore, world_name: str, world: World, thread
 
 def survey(jobs: Mapping[str, Job]) -> dict[str, Outlook]:
     """Check every file of every cell and return how far each is."""
-    digests = {key: block_digests(job) for key, job in jobs.items()}
-    return {key: _outlook(job, digests[key], digests[job.cell.reference]) for key, job in jobs.items()}
+    stored = {key: held(job) for key, job in jobs.items()}
+    return {key: _outlook(job, stored[key], stored[job.cell.reference]) for key, job in jobs.items()}
 
 
 def finished_record(job: Job) -> Record | None:
@@ -82,33 +82,32 @@ def finished_record(job: Job) -> Record | None:
         return None
 
 
-def _outlook(job: Job, own: list[str | None], reference: list[str | None]) -> Outlook:
+def _outlook(job: Job, own: Held, reference: Held) -> Outlook:
     cell = job.cell
-    done = sum(digest is not None for digest in own)
     if cell.unsupported is not None:
         return Outlook("unsupported", 0, 0, False, False, False, 0.0, 0)
-    checkpoint = checkpoint_digest(job)
+    done = sum(digest is not None for digest in own.blocks)
     record = finished_record(job)
-    needs_generate = checkpoint is None or done < len(own)
-    needs_measure = checkpoint is None or job.files.measured(checkpoint) is None
+    needs_measure = own.checkpoint is None or job.files.measured(own.checkpoint) is None
     source = record_source(job, own, None if cell.method is None else reference)
     sound = record is not None and record.result.state == "ok" and job.files.reduced_from() == source
-    needs_reduce = needs_generate or needs_measure or not sound
+    needs_reduce = needs_measure or not own.complete or not sound
     stored: Stored = "finished"
     if needs_reduce:
-        stored = "partial" if done or checkpoint else "missing"
+        stored = "partial" if done or own.checkpoint else "missing"
         if record is not None and record.result.state != "ok":
             stored = "failed"
-    missing = len(own) - done
+    images = (len(own.blocks) - done) * len(job.blocks[0])
+    quantizes = own.checkpoint is None
     return Outlook(
         stored=stored,
         blocks=done,
-        wanted=len(own),
-        needs_generate=needs_generate,
+        wanted=len(own.blocks),
+        needs_generate=not own.complete,
         needs_measure=needs_measure,
         needs_reduce=needs_reduce,
-        seconds=_seconds(cell, missing * len(job.blocks[0]), checkpoint is None, needs_measure, needs_reduce),
-        disk=_disk(cell, missing * len(job.blocks[0]), checkpoint is None),
+        seconds=_seconds(cell, images, quantizes, needs_measure, needs_reduce),
+        disk=_disk(cell, images, quantizes),
     )
 
 
@@ -128,16 +127,15 @@ def _disk(cell: Cell, images: int, quantizes: bool) -> int:
 
 def totals(plan: Plan, outlooks: Mapping[str, Outlook], workers: int) -> tuple[float | None, int]:
     """Return the estimated seconds (None when unknown) and bytes of all that is left."""
-    known = [outlook.seconds for outlook in outlooks.values()]
-    if any(seconds is None for seconds in known):
-        return None, sum(outlook.disk for outlook in outlooks.values())
-    work = sum(seconds or 0.0 for seconds in known)
+    generating = [cell for cell in plan.cells if outlooks[cell.key].needs_generate]
+    calibrations = len({cell.calibration for cell in generating if cell.calibration})
+    disk = sum(outlook.disk for outlook in outlooks.values())
+    disk += calibrations * plan.protocol.base.calibration_mib * 2**20
+    known = [outlook.seconds for outlook in outlooks.values() if outlook.seconds is not None]
+    if len(known) < len(outlooks):
+        return None, disk
     alone = sum(outlook.needs_measure for outlook in outlooks.values()) * MEASURE_SECONDS
-    wanted = {c.calibration for c in plan.cells if c.calibration and outlooks[c.key].needs_generate}
-    return (
-        alone + (work - alone + len(wanted) * CALIBRATE_SECONDS) / workers,
-        sum(outlook.disk for outlook in outlooks.values()),
-    )
+    return alone + (sum(known) - alone + calibrations * CALIBRATE_SECONDS) / workers, disk
 
 
 def free_bytes(folder: Path) -> int:

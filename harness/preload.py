@@ -45,13 +45,11 @@ def preload() -> None:
         for library, classes in CLASSES.items():
             for name in classes:
                 getattr(importlib.import_module(library), name)
-        from tqdm import tqdm
-
         from harness.methods import registry
 
         registry.load_plugins()
         # Made here it is inherited; made in a cell's process it would outlive that process's being killed.
-        tqdm.get_lock()
+        importlib.import_module("tqdm").tqdm.get_lock()
 
 
 preload()

@@ -17,7 +17,7 @@ from rich.console import Console
 from harness.cell import Job, write_failure
 from harness.errors import UserError
 from harness.execute import DISK_FULL, Event, Executor, LocalExecutor, Task, resolve
-from harness.files import is_disk_full
+from harness.files import is_disk_full, replace_file
 from harness.outlook import Outlook, finished_record, make_jobs, survey, totals
 from harness.plan import Cell, Plan, make_plan
 from harness.progress import RunProgress
@@ -27,6 +27,7 @@ from harness.store import RunStore
 from harness.world import World
 
 DEFAULT_WORLD = "harness.project:WORLD"
+"""Where every process of a run finds the world."""
 _POLL_SECONDS = 1.0
 
 OK, SOME_FAILED, INTERRUPTED = 0, 1, 130
@@ -63,7 +64,7 @@ class _Run:
         self.progress.line(f"{job.cell.title}: {state}: {message}")
 
 
-def run(request: Request, console: Console, world_name: str = DEFAULT_WORLD) -> int:
+def run(request: Request, console: Console) -> int:
     """Carry out a request and return the exit code.
 
     Raises:
@@ -72,7 +73,7 @@ def run(request: Request, console: Console, world_name: str = DEFAULT_WORLD) -> 
         DiskFullError: there is no room left; the run folder is left resumable.
     """
     go_offline(request)
-    world: World = resolve(world_name)
+    world: World = resolve(DEFAULT_WORLD)
     with LocalExecutor(world.preload) as executor:  # imports while the plan is made
         plan = make_plan(request, world)
         workers = worker_count(request, plan)
@@ -82,24 +83,26 @@ def run(request: Request, console: Console, world_name: str = DEFAULT_WORLD) -> 
             store.claim(plan.protocol.to_json(), plan.protocol.hash)
             with store.lock():
                 store.sweep()
-                jobs = make_jobs(plan, store, world_name, world, _cores())
+                jobs = make_jobs(plan, store, DEFAULT_WORLD, world, _cores())
                 _carry_out(_Setup(executor, console, plan, store, jobs, workers, request.timeout))
                 return finish(console, plan, store, jobs)
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(_disk_full_line(store)) from error
+            if isinstance(error, PermissionError):
+                raise UserError(f"cannot write to {plan.out}: {error.strerror}") from error
             raise
 
 
-def dry_run(request: Request, world_name: str = DEFAULT_WORLD) -> tuple[Plan, dict[str, Outlook], int]:
+def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     """Return the plan, how far each cell is, and the number of workers; nothing is written."""
     go_offline(request)
-    world: World = resolve(world_name)
+    world: World = resolve(DEFAULT_WORLD)
     plan = make_plan(request, world)
     store = RunStore(plan.out)
     if plan.out.exists() and any(plan.out.iterdir()):
         store.claim(plan.protocol.to_json(), plan.protocol.hash)
-    outlooks = survey(make_jobs(plan, store, world_name, world, 1))
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world, 1))
     return plan, outlooks, worker_count(request, plan)
 
 
@@ -246,25 +249,29 @@ def _settle(state: _Run, event: Event, jobs: Iterable[Job], seconds: float) -> N
 
 def finish(console: Console, plan: Plan, store: RunStore, jobs: dict[str, Job]) -> int:
     """Print the table, write the pictures, and return the exit code."""
-    from harness.reports import formats, pictures
-    from harness.reports.record import read_records
-
     records = [record for record in map(finished_record, jobs.values()) if record is not None]
     console.print()
-    print_report(console, formats.render(records, "table"))
-    try:
-        everything = read_records(store.root)
-    except ValueError as error:
-        raise UserError(f"no pictures were drawn: {error}") from error
-    (store.root / "table.md").write_text(formats.render(everything, "markdown"), encoding="utf-8")
-    pictures.write_pictures(store.root, everything)
+    write_reports(console, plan, store, records)
     console.print(f"tables and pictures: {plan.out}", highlight=False, markup=False, soft_wrap=True)
     return print_failures(console, plan.cells, records)
 
 
-def print_report(console: Console, text: str) -> None:
-    """Print a rendered report as it is: it may hold escape sequences of its own, and is never wrapped."""
-    console.file.write(text if text.endswith("\n") else text + "\n")
+def write_reports(console: Console, plan: Plan, store: RunStore, records: Sequence[Record]) -> None:
+    """Print the table of this run's cells; write table and pictures of all cells of the run folder."""
+    from harness.reports import formats, pictures
+    from harness.reports.record import read_records
+
+    if console.is_terminal:
+        formats.render_terminal(records, console)
+    else:
+        console.file.write(formats.render(records, "table"))
+    try:
+        everything = read_records(store.root)
+    except ValueError as error:
+        raise UserError(f"no pictures were drawn: {error}") from error
+    replace_file(store.root / "table.md", formats.render(everything, "markdown").encode())
+    captions = {name: [prompt.text for prompt in prompts] for name, prompts in plan.prompts.items()}
+    pictures.write_pictures(store.root, everything, captions)
 
 
 def print_failures(console: Console, cells: Sequence[Cell], records: Sequence[Record]) -> int:

@@ -130,7 +130,7 @@ class RunStore:
         """Whether the calibration of `key` is there and undamaged."""
         path = self.calibration(key)
         held = read_json(path.with_suffix(".json"))
-        return held is not None and matches(path, held.get("sha256"))
+        return held is not None and matches(path, held.get("content"))
 
     def write_calibration(self, key: str, save: Callable[[Path], None]) -> None:
         """Let `save` write the calibration of `key` and put it in its place."""
@@ -144,7 +144,7 @@ class RunStore:
             staged.replace(path)
         finally:
             staged.unlink(missing_ok=True)
-        write_json(path.with_suffix(".json"), {"sha256": digest})
+        write_json(path.with_suffix(".json"), {"content": digest})
 
     def sweep(self) -> None:
         """Remove what interrupted writers left beside its place. Call it holding the lock."""
@@ -282,7 +282,7 @@ class CellStore:
         """Write measured.json for the checkpoint with digest `owner`."""
         write_json(self.folder / "measured.json", {"owner": owner, "values": dict(values)})
 
-    def log_tail(self, lines: int = 20) -> str | None:
+    def log_tail(self, lines: int = 40) -> str | None:
         """Return the last lines of log.txt, or None when there are none."""
         if not self.log.is_file():
             return None

@@ -17,7 +17,7 @@ from harness.cli.running import run_command
 from harness.errors import UserError
 
 USER_MISTAKE, INTERRUPTED = 2, 130
-# Newer versions of typer carry their own copy of click: its base class is reached the same way in all of them.
+# Newer versions of typer carry their own copy of click; the base class is reached alike in all of them.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
@@ -40,7 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def call(arguments: list[str]) -> int:
-    """Run the command line and return its exit code: 0, 1, 2 or 130 (ok, some cell failed, the user's mistake, interrupted)."""
+    """Run the command line.
+
+    Returns:
+        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted.
+    """
     try:
         result = app(args=arguments, prog_name="harness", standalone_mode=False)
     except UserError as error:
@@ -50,7 +54,7 @@ def call(arguments: list[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted; run the same command again to go on from what is stored", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

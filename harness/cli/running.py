@@ -83,6 +83,9 @@ def run_command(
         return runner.OK
     try:
         return runner.run(request, console)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from what is stored", file=sys.stderr)
+        return runner.INTERRUPTED
     except runner.DiskFullError as error:
         print(f"harness: {error}", file=sys.stderr)
         return runner.SOME_FAILED

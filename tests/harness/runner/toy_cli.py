@@ -1,0 +1,9 @@
+"""The command line on the toy world, without pictures: `python toy_cli.py run ...`."""
+
+import harness.run
+from harness.cli import main
+
+if __name__ == "__main__":
+    harness.run.DEFAULT_WORLD = "toy_world:WORLD"
+    harness.run.write_reports = lambda console, plan, store, records: console.print(f"{len(records)} rows")
+    main()
