@@ -10,7 +10,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from harness.kernels.quantizers.grid import Grid, check_grid, decode, encode, grid_parameters
+from harness.kernels.quantizers.grid import (
+    Grid,
+    check_grid,
+    code_range,
+    fixed_offset,
+    grid_parameters,
+    safe_divisor,
+)
 
 RangeRule = Literal["minmax", "percentile", "mse"]
 RANGE_RULES: tuple[str, ...] = get_args(RangeRule)
@@ -88,14 +95,22 @@ def mse(
 
 
 def _errors(x: Tensor, lo: Tensor, hi: Tensor, shrink: Tensor, bits: int, grid: Grid, power: float) -> Tensor:
-    """Return the error of every candidate: [groups, candidates]."""
-    errors = torch.zeros(x.shape[0], shrink.shape[0], dtype=torch.float32, device=x.device)
+    """Return the error of every candidate: [groups, candidates].
+
+    Errors are taken in units of the scale: two passes fewer over the values than decoding them.
+    """
+    scale, zero = grid_parameters(lo[:, None] * shrink, hi[:, None] * shrink, bits, grid)
+    divisor = safe_divisor(scale)
+    offset = torch.full_like(divisor, fixed_offset(bits, grid)) if zero is None else zero.to(torch.float32)
+    smallest, largest = code_range(bits, grid)
+    errors = torch.zeros_like(divisor)
     for column in torch.split(x, CHUNK, dim=-1):
-        for k, factor in enumerate(shrink.unbind()):
-            scale, zero = grid_parameters(lo * factor, hi * factor, bits, grid)
-            scale = scale.unsqueeze(-1)
-            zero = None if zero is None else zero.unsqueeze(-1)
-            difference = decode(encode(column, scale, zero, bits, grid), scale, zero, bits, grid).sub_(column)
+        unit, code = torch.empty_like(column), torch.empty_like(column)
+        for k in range(shrink.shape[0]):
+            here = slice(k, k + 1)
+            torch.div(column, divisor[:, here], out=unit)
+            torch.add(unit, offset[:, here], out=code)
+            difference = code.round_().clamp_(smallest, largest).sub_(offset[:, here]).sub_(unit)
             error = difference.square_() if power == 2.0 else difference.abs_().pow_(power)
             errors[:, k] += error.sum(dim=-1)
-    return errors
+    return errors * divisor.pow(power)
