@@ -10,7 +10,6 @@ import ast
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 
 from harness.canonical import digest_bytes, digest_json
@@ -79,7 +78,6 @@ def _is_inside(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-@cache
 def _source_file(name: str) -> Path | None:
     parent = name.rpartition(".")[0]
     if parent and not _is_package(parent):
@@ -90,7 +88,6 @@ def _source_file(name: str) -> Path | None:
     return Path(spec.origin)
 
 
-@cache
 def _is_package(name: str) -> bool:
     path = _source_file(name)
     return path is not None and path.name == "__init__.py"

@@ -20,7 +20,7 @@ def test_every_stage_runs_and_leaves_what_the_design_says(toy):
     names = {path.relative_to(cell).as_posix() for path in cell.rglob("*") if path.is_file()}
     assert {"cell.json", "log.txt", "record.json", "measured.json", "checkpoint/digest.json"} <= names
     assert {f"blocks/{block:04d}/{image:02d}.png" for block in range(3) for image in range(16)} <= names
-    assert not [path for path in toy.out.rglob(".*.tmp")]
+    assert not list(toy.out.rglob(".*.tmp"))
     record = json.loads((cell / "record.json").read_text())
     assert record["result"] | {"metrics": 0, "per_prompt": 0} == {
         "state": "ok",
@@ -299,9 +299,9 @@ def test_lost_times_are_measured_again(toy):
 def test_another_protocol_or_seed_is_refused(toy):
     toy.run()
     before = toy.results()
-    with pytest.raises(UserError, match="seed 0 .* seed 7 .*another --out"):
+    with pytest.raises(UserError, match=r"seed 0 .* seed 7 .*another --out"):
         toy.run(seed=7)
-    with pytest.raises(UserError, match="scenes-default .*scenes-pinned"):
+    with pytest.raises(UserError, match=r"scenes-default .*scenes-pinned"):
         toy.run(protocol="scenes-pinned")
     assert toy.results() == before
 
