@@ -26,11 +26,11 @@ from harness.datasets.scenes.world import (
     Scene,
 )
 
-RADIUS = {"small": 5.5, "large": 8.5}
-JITTER = 1.5
+RADIUS = {"small": 6.0, "large": 9.0}
+JITTER = 1.2
 STRIPE_PERIOD = 5.0
-DOT_SPACING = 4.6
-DOT_RADIUS = 1.35
+DOT_SPACING = 5.0
+DOT_RADIUS = 1.55
 _CELL = IMAGE_SIZE / GRID
 
 
@@ -167,10 +167,9 @@ def _texture(x: Tensor, y: Tensor, texture: Tensor, colour: Tensor) -> Tensor:
     dy = y - DOT_SPACING * torch.round(y / DOT_SPACING)
     dot = (0.5 + DOT_RADIUS - torch.hypot(dx, dy)).clamp(0, 1)
     kind = texture[:, None, None]
-    dark = torch.where(kind == TEXTURES.index("striped"), stripe, 0.0)[:, None]
-    light = torch.where(kind == TEXTURES.index("dotted"), dot, 0.0)[:, None]
-    base = colour[:, :, None, None]
-    return base * (1 - 0.62 * dark) + (1 - base) * 0.65 * light
+    dark = torch.where(kind == TEXTURES.index("striped"), stripe, 0.0)
+    dark = torch.where(kind == TEXTURES.index("dotted"), dot, dark)[:, None]
+    return colour[:, :, None, None] * (1 - 0.65 * dark)
 
 
 def _backgrounds(device: torch.device) -> Tensor:
