@@ -67,15 +67,31 @@ def parameter_count(folder: Path) -> int:
     return count
 
 
+def files_stamp(path: Path) -> str:
+    """Return a digest of the sizes and times of a model's files, and of a VAE beside it."""
+    shared = path.parent / "vae"
+    folders = [path, shared] if shared.is_dir() else [path]
+    files = [entry for folder in folders for entry in sorted(folder.rglob("*")) if entry.is_file()]
+    stats = [(entry, entry.stat()) for entry in files]
+    return digest_json([[str(entry), stat.st_size, stat.st_mtime_ns] for entry, stat in stats])
+
+
 class ModelSession:
     """One pipeline opened in a worker."""
 
     def __init__(self, setting: Setting) -> None:
-        """Load the pipeline; raises UserError when its folder is damaged."""
+        """Load the pipeline.
+
+        Raises:
+            UserError: its folder is damaged.
+            CellError: `corrupt`, when it is not what the cell's key was formed from.
+        """
         import torch
 
         from harness.models.load import load_pipeline
 
+        if files_stamp(setting.model.path) != setting.model.stamp:
+            raise CellError("corrupt", f"the files of {setting.model.name} changed during the run; run again")
         self._card = effective_card(setting.model.name, setting.protocol)
         self._protocol = setting.protocol
         self._seed = int(setting.protocol["seed"])
@@ -233,19 +249,20 @@ class Project:
         from harness.models.load import locate, weights_digest
 
         card = effective_card(name, protocol)
-        path = locate(card, paths)
+        path = locate(card, paths).absolute()
         folder = path / card.denoiser
         sampling = asdict(card.sampling)
         pixels = card.sampling.height * card.sampling.width
         return ModelFacts(
             name=name,
-            path=path.absolute(),
+            path=path,
             digest=weights_digest(path),
             sampling=sampling,
             seconds_per_image=_EMBEDDED_SECONDS_PER_IMAGE if card.embedded else None,
             bytes_per_image=pixels * _PNG_BYTES_PER_PIXEL,
             weight_bytes=2 * parameter_count(folder),
             file_bytes=sum(entry.stat().st_size for entry in folder.glob("*.safetensors")),
+            stamp=files_stamp(path),
         )
 
     def method(self, name: str, overrides: Mapping[str, str]) -> MethodFacts:

@@ -27,6 +27,7 @@ class ModelFacts:
         name: its name.
         path: folder of its weights.
         digest: sha256 of its weights and configs.
+        stamp: digest of its files' sizes and times, for noticing cheaply that they changed after planning.
         sampling: effective sampling settings, JSON types.
         seconds_per_image: rough time to generate an image on one CPU thread, or None.
         bytes_per_image: rough size of a stored image.
@@ -42,6 +43,7 @@ class ModelFacts:
     bytes_per_image: int
     weight_bytes: int
     file_bytes: int
+    stamp: str = ""
 
 
 @dataclass(frozen=True)

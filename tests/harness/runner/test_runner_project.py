@@ -19,7 +19,9 @@ from harness.errors import CellError, UserError
 from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.uniform import quantize_uniform
 from harness.kernels.weights import UniformWeight
-from harness.project import check_packed, parameter_count, variant_of
+from harness.project import WORLD, check_packed, parameter_count, variant_of
+from harness.protocols import settle
+from harness.world import Setting
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
@@ -126,6 +128,19 @@ def test_a_damaged_weight_file_is_the_users_to_know(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"not a header")
     with pytest.raises(UserError, match="is damaged"):
         parameter_count(tmp_path)
+
+
+def test_weights_that_change_during_a_run_are_noticed(tmp_path):
+    folder = Path(shutil.copytree(pipelines.save_tiny("tiny-dit", tmp_path / "made"), tmp_path / "tiny-dit"))
+    protocol = settle("scenes-default", None).to_json()
+    facts = WORLD.model("tiny-dit", protocol, {"tiny-dit": folder})
+    setting = Setting(facts, "scenes", protocol, "cpu", {})
+    WORLD.open(setting)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(CellError, match="changed during the run") as caught:
+        WORLD.open(setting)
+    assert caught.value.state == "corrupt"
 
 
 def test_variants_are_canonical():
