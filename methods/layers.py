@@ -27,7 +27,7 @@ def kernel_taps(layer: nn.Linear | nn.Conv2d) -> int:
 
 
 def per_column(channel: Tensor, taps: int) -> Tensor:
-    """Spread a value per input channel over the columns of the weight matrix: [channels] to [channels * taps]."""
+    """Spread a value per input channel over the columns of the weight: [channels] to [channels * taps]."""
     return channel.float().repeat_interleave(taps)
 
 
@@ -62,7 +62,7 @@ def calibrated_quantizer(
         mode: `static` (one range), `per_step` (one per sampling step); `dynamic` falls back on
             `activation_quantizer`.
         stream: recorded input statistics.
-        smooth: [channels], what the input is divided by first. The recorded ranges are those of the unsmoothed
+        smooth: [channels], what the input is divided by first. The recorded ranges are those of the plain
             input, so they are scaled by the change that smoothing makes to the range of the samples.
     """
     if target.a_bits >= 16 or mode == "dynamic":

@@ -46,10 +46,10 @@ def truncated_svd(matrix: Tensor, rank: int, *, fast: bool = False) -> tuple[Ten
 
 
 def output_svd(error: Tensor, seen: Tensor, rank: int, *, fast: bool = False) -> tuple[Tensor, Tensor]:
-    """Rank-`rank` approximation of `error` that minimises |(error - up @ down) L|_F, given `seen` = error @ L.
+    """Rank-`rank` approximation of `error` minimising |(error - up @ down) L|_F, given `seen` = error @ L.
 
-    The best left factor is the leading left singular vectors U of error @ L; then down = U^T error, so neither
-    L's inverse nor a second moment of the inputs is ever formed (it is the closed form of QERA and LQER).
+    The best left factor is the leading left singular vectors U of error @ L; then down = U^T error, so
+    neither L's inverse nor a second moment of the inputs is ever formed (it is the closed form of QERA and LQER).
 
     Args:
         error: float [rows, cols].
@@ -88,7 +88,8 @@ def _left_vectors(matrix: Tensor, rank: int) -> Tensor:
     """Leading left singular vectors, float64 [rows, rank], from the smaller Gram matrix."""
     m = matrix.double()
     if m.shape[0] <= m.shape[1]:
-        return torch.linalg.eigh(m @ m.T).eigenvectors[:, -rank:].flip(1)
+        vectors: Tensor = torch.linalg.eigh(m @ m.T)[1]
+        return vectors[:, -rank:].flip(1)
     squares, right = torch.linalg.eigh(m.T @ m)
     values = squares[-rank:].flip(0).clamp_min(0).sqrt()
     left = m @ right[:, -rank:].flip(1)

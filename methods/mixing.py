@@ -1,4 +1,4 @@
-"""The search for a mix of widths over the output channels of one layer, shared by MPQ-DM and its successor."""
+"""The search for a mix of widths over the output channels of a layer, shared by MPQ-DM and its successor."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Pool:
         self.best: dict[int, Tensor] = {}
 
     def add(self, rows: Tensor, bits: int) -> Tensor:
-        """Round `rows` at a width; return their least output error in a vector over all rows, infinite elsewhere."""
+        """Round `rows` at a width; return the least output error of every row, infinite outside `rows`."""
         least = torch.full((len(self._weight),), float("inf"))
         best = torch.zeros(len(self._weight), dtype=torch.int64)
         for rounded in self._rounder(self._weight[rows], bits):

@@ -1,8 +1,8 @@
 """MPQ-DM: outlier-driven mixed quantization of output channels (AAAI 2025), without the distillation.
 
-Channels with heavy-tailed weights get one bit more, as many with light tails one bit less; the mean stays exactly N.
-The share of swapped channels is searched on the layer's output error with weights and activations quantized by
-the final grids.
+Channels with heavy-tailed weights get one bit more, as many with light tails one bit less; the mean stays
+exactly N. The share of swapped channels is searched on the layer's output error with weights and activations
+quantized by the final grids.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MpqdmConfig(MethodConfig):
     """Settings of `mpqdm`.
 
     Attributes:
-        prescale: `search` keeps the pre-scale where it lowers the output error, `always` is the published rule.
+        prescale: `search` keeps the pre-scale where it lowers the output error, `always` is as published.
         alpha: exponent of the pre-scale (max|x| / max|w|)^alpha.
         swap: `search` over 0, 10, ..., 50 % of the channels, or `off`.
         range: how the ends of a weight grid are found.
@@ -99,7 +99,7 @@ def _choose_scale(
     sample: LayerSample,
     config: MpqdmConfig,
 ) -> Tensor | None:
-    """Return the pre-scale, or None where leaving it out has the smaller output error before any swap."""
+    """Return the pre-scale, or None where the output error before any swap is smaller without."""
     if config.prescale == "never":
         return None
     w_absmax = input_channel_absmax([weight_matrix(layer)], kernel_taps(layer))
@@ -122,6 +122,6 @@ def _scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> Tensor:
 def _scoring_act(
     job: QuantizeJob, target: LayerTarget, scale: Tensor | None, config: MpqdmConfig
 ) -> ActQuantizer | None:
-    """Return the activation quantizer of the search: samples carry no step, so per-step ranges become static."""
+    """Return the activation quantizer of the search: samples carry no step, so `per_step` is static here."""
     mode: ActMode = "static" if config.act == "per_step" else config.act
     return calibrated_quantizer(target, mode, job.stream(), scale)

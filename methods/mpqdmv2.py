@@ -1,14 +1,15 @@
-"""MPQ-DMv2: residual mixed quantization and a low-rank branch started from the quantization error. Reconstruction.
+"""MPQ-DMv2, a reconstruction: residual mixed quantization and a branch started from the quantization error.
 
-No code and no formulas of MPQ-DMv2 are public; this is built from its abstract and from the authors' neighbouring
-work, without the distillation:
+No code and no formulas of MPQ-DMv2 are public; this is built from its abstract and from the authors'
+neighbouring work, without the distillation:
 
-* flexible residual quantization: every output channel is stored either on a uniform grid or as a sum of binary
-  planes (sign residuals with least-squares amplitudes) of the same width, whichever has the least output error;
+* flexible residual quantization: every output channel is stored either on a uniform grid or as a sum of
+  binary planes (sign residuals with least-squares amplitudes) of the same width, whichever has the least
+  output error;
 * the balanced N-1/N/N+1 mix of MPQ-DM on top, where it lowers the output error;
-* object-oriented low-rank initialisation: a 16-bit side branch fitted to the quantization error as the layer's
-  output sees it, i.e. an SVD weighted by the second moment of the inputs. The branch stays beside the weight:
-  merged before rounding, the same start makes a layer worse.
+* object-oriented low-rank initialisation: a 16-bit side branch fitted to the quantization error as the
+  layer's output sees it, i.e. an SVD weighted by the second moment of the inputs. The branch stays beside
+  the weight: merged before rounding, the same start makes a layer worse.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Mpqdmv2Config(MethodConfig):
         swap: `search` over 0, 10, ..., 50 % of the channels, or `off`.
         salience: what orders the channels of the mix: the output error a bit saves, or kurtosis as in MPQ-DM.
         rank: rank of the branch; None is the rank rule (`harness.methods.lowrank.rank_rule`), 0 no branch.
-        weighting: what the SVD of the error is weighted by: the full second moment of the inputs, its diagonal,
-            or nothing.
+        weighting: what the SVD of the error is weighted by: the full second moment of the inputs, its
+            diagonal, or nothing.
         damping: added to the second moment, relative to its mean diagonal.
         iterations: refinements: round what the branch leaves, refit the branch, keep the best.
     """
@@ -134,7 +135,7 @@ def _roundings(rows: Tensor, bits: int, config: Mpqdmv2Config) -> list[UniformRo
 def _fit(
     weight: Tensor, mix: Mix, rank: int, sample: LayerSample, inputs: Tensor, config: Mpqdmv2Config
 ) -> _Fit:
-    """Fit the branch to the error of the rounded weight, round again what it leaves, and so on; keep the best."""
+    """Fit the branch to the rounding error, round again what it leaves, and so on; keep the best."""
     rows = mix.rows
     best = _Fit(rows, None, mix.error)
     branch: LowRankBranch | None = None

@@ -1,7 +1,7 @@
 """Round to nearest: one uniform asymmetric grid per output channel or group, no search beyond its range.
 
-The usual baseline. Ranges minimise the squared weight error by default: with min-max ranges the baseline loses at
-2-3 bits by its outliers alone and every other method looks good beside it.
+The usual baseline. Ranges minimise the squared weight error by default: with min-max ranges the baseline
+loses at 2-3 bits by its outliers alone and every other method looks good beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class PtqConfig(MethodConfig):
         range: how the ends of a weight grid are found.
         percentile: share of the weights inside the grid, in per cent, for `range=percentile`.
         group: weights per scale along the inputs; 0 is one scale per output channel.
-        act: activation ranges: `dynamic` (per token, or per sample of a convolution), `static` (one per layer) or
-            `per_step` (one per layer and sampling step), the latter two per tensor from calibration.
+        act: activation ranges: `dynamic` (per token, or per sample of a convolution), `static` (one per
+            layer) or `per_step` (one per layer and sampling step), the latter two per tensor from calibration.
     """
 
     range: Literal["mse", "minmax", "percentile"] = "mse"

@@ -93,9 +93,10 @@ def configure(name: str, overrides: Mapping[str, str]) -> MethodConfig:
             raise unknown(f"setting of {name}", key, keys) if keys else UserError(f"{name} has no settings")
         values[key] = _parse(f"{name}.{key}", text.strip(), hints[key])
     try:
-        return config(**values)
+        configured: MethodConfig = config(**values)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
+    return configured
 
 
 def _rank(name: str) -> tuple[int, str]:

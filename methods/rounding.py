@@ -106,8 +106,8 @@ class MixedRows:
 
     def share_of_planes(self) -> float:
         """Return the share of rows stored as binary planes of more than one bit."""
-        wide = [len(p.codes.codes) for p in self.parts if isinstance(p, PlaneRows) and p.codes.alphas.shape[1] > 1]
-        return sum(wide) / len(self.row_part)
+        planes = [part.codes for part in self.parts if isinstance(part, PlaneRows)]
+        return sum(len(p.codes) for p in planes if p.alphas.shape[1] > 1) / len(self.row_part)
 
     def pack(self) -> PackedWeight:
         """Return the rows in packed storage; without an index when all are of one part."""

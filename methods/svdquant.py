@@ -2,8 +2,8 @@
 
     x W^T  is computed as  x1 (up down)^T + Q(x1) Q(R)^T,   x1 = x / s,   R = W * s - up down
 
-The smoothing vector is searched on the output error with branch and both quantizers in place, jointly for layers
-that share an input; the branch is then refined by alternating between it and the rounded residual.
+The smoothing vector is searched on the output error with branch and both quantizers in place, jointly for
+layers that share an input; the branch is then refined by alternating between it and the rounded residual.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from harness.methods.rounding import PLAIN_BITS, PlaneRows, UniformRows, round_p
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
 
 SAMPLE_ROWS = 512
-TRIAL_CHANNELS = 64
+TRIAL_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The samples of one input tensor under one smoothing: as the branch and as the residual see them, [n, cols]."""
+    """Samples of one input tensor under one smoothing, as the branch and the residual see them: [n, cols]."""
 
     smooth: Tensor | None
     exact: Tensor
@@ -171,7 +171,7 @@ def _act(target: LayerTarget) -> ActQuantizer | None:
 def _search_smoothing(
     job: QuantizeJob, pieces: list[_Piece], sample: LayerSample, config: SvdquantConfig
 ) -> tuple[_Inputs, tuple[float, float]]:
-    """Pick the exponents with the least output error over the layers of the group, on some of their channels."""
+    """Pick the exponents with the least output error of the group, on some of its output channels."""
     target = pieces[0].target
     taps = kernel_taps(pieces[0].layer)
     w_absmax = input_channel_absmax([p.weight for p in pieces], taps)
@@ -201,7 +201,7 @@ def _trial_error(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> floa
 
 
 def _refine(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> _Split:
-    """Alternate: fit the branch to what the residual's codes leave, round what the branch leaves; keep the best.
+    """Fit the branch to what the codes leave, round what the branch leaves, and so on; keep the best.
 
     The residual keeps the scales of its first rounding, which a branch of small rank hardly changes.
     """

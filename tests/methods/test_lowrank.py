@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.methods.lowrank import (
-    branch_rank,
-    rank_rule,
-    second_moment_factor,
-    truncated_svd,
-    weighted_svd,
-)
+from harness.methods.lowrank import output_svd, rank_rule, seen_error, truncated_svd
 
 
 @pytest.mark.parametrize(
@@ -21,14 +15,6 @@ from harness.methods.lowrank import (
 def test_rank_rule_of_embedded_models(width: int, rank: int) -> None:
     assert rank_rule(width, embedded=True) == rank
     assert rank_rule(width, embedded=False) == 32
-
-
-def test_branch_rank_is_bounded_by_the_layer_and_by_its_cost() -> None:
-    assert branch_rank(32, 8, 192, 0) == 8
-    assert branch_rank(4, 192, 192, 0) == 4
-    # 16 bits * 4 * (192 + 192) / (192 * 192) = 0.667 bits per weight.
-    assert branch_rank(4, 192, 192, 0.67) == 4
-    assert branch_rank(4, 192, 192, 0.66) == 3
 
 
 def _matrix(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
@@ -72,33 +58,36 @@ def test_decompositions_are_deterministic() -> None:
         assert torch.equal(first[1], second[1])
 
 
-def test_second_moment_factor_reproduces_the_damped_moment() -> None:
-    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
-    factor = second_moment_factor(x, 0.1)
+def test_seen_error_is_the_damped_output_error() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, error = torch.randn(200, 12, generator=generator), torch.randn(5, 12, generator=generator)
+    seen = seen_error(error, x, 0.1).double()
     moment = x.double().T @ x.double() / 200
     moment += 0.1 * moment.diagonal().mean() * torch.eye(12)
-    torch.testing.assert_close((factor @ factor.T).double(), moment, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        seen @ seen.T, error.double() @ moment @ error.double().T, rtol=1e-4, atol=1e-4
+    )
 
 
-def test_a_dead_input_has_a_usable_factor_and_nan_is_refused() -> None:
-    assert torch.equal(second_moment_factor(torch.zeros(5, 3), 0.1), torch.eye(3))
-    with pytest.raises(ValueError, match="not finite"):
-        second_moment_factor(torch.full((5, 3), float("nan")), 0.1)
+def test_a_dead_input_leaves_the_plain_decomposition() -> None:
+    error = _matrix(8, 12)
+    seen = seen_error(error, torch.zeros(5, 12), 0.1)
+    for got, expected in zip(output_svd(error, seen, 3), truncated_svd(error, 3), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("diagonal", [False, True])
-def test_weighted_svd_minimises_the_output_error(diagonal: bool) -> None:
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("shape", [(20, 30), (40, 10)])
+def test_output_svd_minimises_the_output_error(shape: tuple[int, int], fast: bool) -> None:
+    """Against the closed form with an explicit root of the second moment, and against random competitors."""
     generator = torch.Generator().manual_seed(2)
-    error = torch.randn(20, 30, generator=generator)
-    x = torch.randn(400, 30, generator=generator) * torch.logspace(-1, 1, 30)
-    factor = second_moment_factor(x, 1e-6)
-    if diagonal:
-        factor = factor.diag().abs()
-    root = torch.diag(factor) if diagonal else factor
-    down, up = weighted_svd(error, 5, factor)
-    reached = float(((error - up @ down) @ root).double().square().sum())
-    singular = torch.linalg.svdvals((error @ root).double())
+    error = torch.randn(*shape, generator=generator)
+    x = torch.randn(400, shape[1], generator=generator) * torch.logspace(-1, 1, shape[1])
+    down, up = output_svd(error, seen_error(error, x, 1e-6), 5, fast=fast)
+    moment = x.double().T @ x.double() / 400 + 1e-6 * float(x.square().mean()) * torch.eye(shape[1])
+    root = torch.linalg.cholesky(moment)
+    reached = float(((error - up @ down).double() @ root).square().sum())
+    singular = torch.linalg.svdvals(error.double() @ root)
     assert reached == pytest.approx(float(singular[5:].square().sum()), rel=1e-3)
     plain_down, plain_up = truncated_svd(error, 5)
-    plain = float(((error - plain_up @ plain_down) @ root).double().square().sum())
-    assert reached < 0.8 * plain
+    assert reached < 0.8 * float(((error - plain_up @ plain_down).double() @ root).square().sum())

@@ -96,7 +96,7 @@ def test_a_config_must_be_a_method_config() -> None:
 def test_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown method 'svdquand'; did you mean svdquant\?"):
         registry.get("svdquand")
-    with pytest.raises(UserError, match="valid: .*ptq"):
+    with pytest.raises(UserError, match=r"valid: .*ptq"):
         registry.get("????")
 
 
@@ -115,7 +115,7 @@ def test_a_plugin_that_fails_to_import_is_remembered(tmp_path, monkeypatch) -> N
     registry._load(EntryPoint("exits", "exits", registry.GROUP))
     assert registry.names() == before
     assert registry.broken()["half-way"] == "OSError: no such device"
-    with pytest.raises(UserError, match="method 'half-way' could not be loaded: OSError: no such device$"):
+    with pytest.raises(UserError, match=r"method 'half-way' could not be loaded: OSError: no such device$"):
         registry.get("half-way")
     with pytest.raises(UserError, match="SystemExit: 3"):
         registry.get("exits")

@@ -10,4 +10,4 @@ def quantize(job: QuantizeJob, config: MethodConfig) -> None:
     """Never runs."""
 
 
-import a_package_that_does_not_exist  # type: ignore[import-not-found]  # noqa: E402, F401, I001
+import a_package_that_does_not_exist  # type: ignore[import-not-found]  # noqa: E402, F401
