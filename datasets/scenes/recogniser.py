@@ -123,8 +123,15 @@ def reference_radii() -> Tensor:
 
 
 def neighbour_radii(features: Tensor, k: int = 3) -> Tensor:
-    """Distance of each row of [N, d] to its k-th nearest other row: [N]."""
-    rows = [torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in torch.split(features, 1024)]
+    """Distance of each row of [N, d] to its k-th nearest other row: [N].
+
+    Differences are formed directly: through a matrix product, tf32 and cancellation cost ten per cent here.
+    """
+    exact = "donot_use_mm_for_euclid_dist"
+    rows = [
+        torch.cdist(part, features, compute_mode=exact).kthvalue(k + 1, dim=1).values
+        for part in torch.split(features, 1024)
+    ]
     return torch.cat(rows)
 
 
