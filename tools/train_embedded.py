@@ -80,8 +80,10 @@ class Settings:
     vae_batch: int = 256
     scenes: int = 700_000
     batch: int = 768
+    text_steps: int = 800
+    text_seconds: int = 40
     denoiser_steps: int = 40_000
-    denoiser_seconds: int = 400
+    denoiser_seconds: int = 370
     reference: int = 20_480
     evaluated: int = 512
 
@@ -90,7 +92,7 @@ class Settings:
         return Limit(getattr(self, f"{stage}_steps"), getattr(self, f"{stage}_seconds"))
 
 
-SMOKE = Settings(64, 4, 60, 4, 60, 8, 4, 60, 4, 64, 8, 4, 60, 64, 4)
+SMOKE = Settings(64, 4, 60, 4, 60, 8, 4, 60, 4, 64, 8, 4, 60, 4, 60, 64, 4)
 
 
 @dataclass(frozen=True)
@@ -431,7 +433,10 @@ def batches(n: int, size: int, seed: int, device: torch.device) -> Iterator[Tens
 
 
 def train_denoiser(run: Run, name: str) -> None:
-    """Stages `unet` and `dit`: noise prediction on cached latents, with the text encoder trained along."""
+    """Stages `unet` and `dit`: noise prediction on cached latents.
+
+    The text encoder first learns to understand captions (`Comprehension`), then is trained along.
+    """
     start, settings = time.time(), run.settings
     torch.manual_seed(3)
     if name == "unet":
@@ -467,6 +472,11 @@ def train_denoiser(run: Run, name: str) -> None:
     ramp = parts.scheduler().alphas_cumprod.to(run.device)
     weight = (MIN_SNR * (1 - ramp) / ramp).clamp(max=1.0)
 
+    def read_text(row: Tensor) -> Tensor:
+        # Stable Diffusion hands its causal encoder no padding mask; PixArt masks the padding.
+        extra = {} if name == "unet" else {"attention_mask": mask[row].long()}
+        return encode_text(ids[row].long(), **extra).last_hidden_state
+
     def loss() -> Tensor:
         chosen = next(order)
         clean = latents[chosen].float() * vae.config.scaling_factor
@@ -476,11 +486,10 @@ def train_denoiser(run: Run, name: str) -> None:
         noise = torch.randn(clean.shape, generator=generator, device=run.device)
         keep = ramp[moment][:, None, None, None]
         noisy = keep.sqrt() * clean + (1 - keep).sqrt() * noise
+        states = read_text(row)
         if name == "unet":
-            states = encode_text(ids[row].long()).last_hidden_state
             predicted = forward(noisy, moment, encoder_hidden_states=states, return_dict=False)[0]
         else:
-            states = encode_text(ids[row].long(), attention_mask=mask[row].long()).last_hidden_state
             predicted = forward(
                 noisy, encoder_hidden_states=states, timestep=moment, encoder_attention_mask=mask[row].float(),
                 added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
@@ -489,6 +498,13 @@ def train_denoiser(run: Run, name: str) -> None:
         understood = comprehend(states, ids[row].long(), labels[chosen], ~drop)
         return (error * weight[moment]).mean() + COMPREHENSION * understood
 
+    def text_loss() -> Tensor:
+        chosen = next(order)
+        states = read_text(chosen + 1)
+        every = torch.ones(len(chosen), dtype=torch.bool, device=run.device)
+        return comprehend(states, ids[chosen + 1].long(), labels[chosen], every)
+
+    optimise(run, f"{name} text", [encoder, comprehend], settings.limit("text"), 1e-3, 0.99, text_loss)
     done = optimise(run, name, [denoiser, encoder, comprehend], settings.limit("denoiser"), rate, 0.9995, loss)
     save_pipeline(run, name, denoiser, encoder, tokenizer, vae)
     note(
