@@ -49,7 +49,6 @@ class Job:
         calibration_prompts: for the calibrate stage.
         data_digest: digest of the files that metrics were given.
         judge: digest of what images are judged by.
-        threads: CPU threads of the measure stage; the others use one.
     """
 
     world: str
@@ -60,7 +59,6 @@ class Job:
     calibration_prompts: list[Prompt]
     data_digest: str
     judge: str
-    threads: int
 
     @property
     def store(self) -> RunStore:
@@ -135,7 +133,7 @@ def record_source(job: Job, own: Held, reference: Held | None) -> str:
 
 def calibrate(report: Report, job: Job) -> None:
     """Record the input statistics that the cell needs."""
-    world = _enter(job, 1)
+    world = _enter(job)
     key = job.cell.calibration
     if key is None:
         raise ValueError(f"{job.cell.title} needs no calibration")
@@ -146,7 +144,7 @@ def calibrate(report: Report, job: Job) -> None:
 
 def generate(report: Report, job: Job) -> None:
     """Quantize unless there is a checkpoint, then generate the missing blocks."""
-    world = _enter(job, 1)
+    world = _enter(job)
     session = world.open(job.cell.setting)
     if job.cell.method is not None:
         if job.files.checkpoint_note() is None:
@@ -166,7 +164,7 @@ def generate(report: Report, job: Job) -> None:
 
 def measure(report: Report, job: Job) -> None:
     """Take times and memory; the executor runs nothing beside it."""
-    world = _enter(job, job.threads)
+    world = _enter(job)
     checkpoint = checkpoint_digest(job)
     if checkpoint is None:
         raise CellError("corrupt", "the checkpoint was damaged after the images were generated")
@@ -180,7 +178,7 @@ def measure(report: Report, job: Job) -> None:
 
 def reduce(report: Report, job: Job, reference: Job) -> None:
     """Form the figures and write the record."""
-    world = _enter(job, 1)
+    world = _enter(job)
     own = held(job)
     against = None if job.cell.method is None else held(reference)
     if own.checkpoint is None or not own.complete:
@@ -234,10 +232,10 @@ def write_failure(job: Job, state: State, message: str) -> None:
     job.files.write_record(finite(record.to_json()), source="")
 
 
-def _enter(job: Job, threads: int) -> World:
+def _enter(job: Job) -> World:
     """Prepare the process; cell.json is written first, so that a folder always says what it is."""
     world: World = resolve(job.world)
-    world.start_worker(threads)
+    world.start_worker()
     job.files.write_identity(job.cell.hashed)
     return world
 

@@ -46,7 +46,7 @@ class Outlook:
     disk: int
 
 
-def make_jobs(plan: Plan, store: RunStore, world_name: str, world: World, threads: int) -> dict[str, Job]:
+def make_jobs(plan: Plan, store: RunStore, world_name: str, world: World) -> dict[str, Job]:
     """Return the job of every cell by key."""
     judge = world.judging()
     return {
@@ -59,7 +59,6 @@ def make_jobs(plan: Plan, store: RunStore, world_name: str, world: World, thread
             calibration_prompts=plan.calibration_prompts[cell.setting.dataset],
             data_digest=plan.data_digest,
             judge=judge,
-            threads=threads,
         )
         for cell in plan.cells
     }

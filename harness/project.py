@@ -215,11 +215,15 @@ class Project:
 
     preload: tuple[str, ...] = ("harness.preload",)
 
-    def start_worker(self, threads: int) -> None:
-        """Fix the threads and the switches that results depend on."""
+    def start_worker(self) -> None:
+        """Fix what results depend on.
+
+        One thread: images must not depend on the number of cores, and a time taken with every core is at the
+        mercy of whatever else runs (threads that spin for a busy core cost fifty times the step).
+        """
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         torch.manual_seed(0)
         # TF32 rounds float32 products to 10 bits, more than some methods' error.
         torch.backends.cudnn.allow_tf32 = False

@@ -83,7 +83,7 @@ def run(request: Request, console: Console) -> int:
             store.claim(plan.protocol.to_json(), plan.protocol.hash)
             with store.lock():
                 store.sweep()
-                jobs = make_jobs(plan, store, DEFAULT_WORLD, world, _cores())
+                jobs = make_jobs(plan, store, DEFAULT_WORLD, world)
                 _carry_out(_Setup(executor, console, plan, store, jobs, workers, request.timeout))
                 return finish(console, plan, store, jobs)
         except OSError as error:
@@ -102,7 +102,7 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     store = RunStore(plan.out)
     if plan.out.exists() and any(plan.out.iterdir()):
         store.claim(plan.protocol.to_json(), plan.protocol.hash)
-    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world, 1))
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
     return plan, outlooks, worker_count(request, plan)
 
 

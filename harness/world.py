@@ -158,8 +158,8 @@ class World(Protocol):
 
     preload: tuple[str, ...]
 
-    def start_worker(self, threads: int) -> None:
-        """Prepare a forked process that may use `threads` CPU threads."""
+    def start_worker(self) -> None:
+        """Prepare a forked process: one CPU thread, and the switches that results depend on."""
         ...
 
     def model_names(self) -> list[str]:

@@ -120,7 +120,7 @@ class ToyWorld:
     methods = ("fine", "weighty", "statistics", "narrow")
     failing = ("raises", "exits", "nans", "hungry", "killed", "crashes", "slow")
 
-    def start_worker(self, threads):
+    def start_worker(self):
         pass
 
     def model_names(self):
