@@ -11,7 +11,7 @@ Policy, and why:
   residual stream itself, so an error there reaches every later layer undiluted. They hold 9 % of the weights
   of Stable Diffusion 1.5. deepcompressor leaves them at 16 bits; here their weights take 8, which costs
   little and keeps a low-bit model low-bit, while their inputs stay at 16: rounding the residual stream of
-  tiny-unet to 8 bits moves its prediction more than rounding all weights to 4 does.
+  tiny-unet to 8 bits moves its prediction nearly as much as rounding all its weights to 4.
 * The first and the last layer, the time embedding with its projection into each residual block, the caption
   projection and PixArt's global AdaLN layer stay at 16 bits (`keep`), as in deepcompressor: they are small
   and read or write quantities of another scale than the rest.

@@ -112,8 +112,8 @@ def test_patterns_match_whole_paths_only() -> None:
         ("attn.q", (2, 8), (2, 8)),
         ("conv.res", (4, 4), (4, 4)),
         ("ffn.down", (3, 16), (3, 16)),
-        ("conv.skip", (2, 4), (8, 8)),
-        ("conv.skip", (2, 8), (8, 8)),
+        ("conv.skip", (2, 4), (8, 16)),
+        ("conv.skip", (2, 8), (8, 16)),
         ("conv.sample", (4, 16), (8, 16)),
         ("embed", (2, 8), (16, 16)),
         ("final", (8, 8), (16, 16)),
@@ -140,7 +140,7 @@ def test_targets_follow_the_policy_in_module_order(name: str) -> None:
         layer = denoiser.get_submodule(target.name)
         assert target.kind == ("linear" if isinstance(layer, nn.Linear) else "conv2d")
         assert (target.w_bits, target.a_bits) == (
-            (8, 8) if target.role in {"conv.skip", "conv.sample"} else (3, 6)
+            (8, 16) if target.role in {"conv.skip", "conv.sample"} else (3, 6)
         )
     assert roles.targets(card, denoiser, 16, 16) == ()
 
