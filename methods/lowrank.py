@@ -46,7 +46,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, fast: bool = False) -> tuple[Ten
 
 
 def output_svd(error: Tensor, seen: Tensor, rank: int, *, fast: bool = False) -> tuple[Tensor, Tensor]:
-    """Rank-`rank` approximation of `error` minimising |(error - up @ down) L|_F, given `seen` = error @ L.
+    """Rank-`rank` approximation of `error` minimising |(error - up @ down) L|_F, with `seen` = error @ L.
 
     The best left factor is the leading left singular vectors U of error @ L; then down = U^T error, so
     neither L's inverse nor a second moment of the inputs is ever formed (it is the closed form of QERA and LQER).
