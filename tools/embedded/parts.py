@@ -151,7 +151,8 @@ def dit() -> PixArtTransformer2DModel:
         num_layers=8, num_attention_heads=6, attention_head_dim=32, in_channels=4, out_channels=4,
         patch_size=2, sample_size=LATENT_SIZE, cross_attention_dim=192, caption_channels=TEXT_WIDTH,
         norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
-        use_additional_conditions=False, attention_bias=True, activation_fn="gelu-approximate", interpolation_scale=1,
+        use_additional_conditions=False, attention_bias=True, activation_fn="gelu-approximate",
+        interpolation_scale=1,
     )  # fmt: skip
 
 
