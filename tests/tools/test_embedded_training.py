@@ -162,9 +162,9 @@ def test_comprehension_of_a_blank_head_is_chance(causal: bool) -> None:
 
 def contents(batch: SceneBatch) -> list[tuple[frozenset[tuple[str, ...]], str]]:
     """Objects and background of each scene, by name."""
-    found = []
+    found: list[tuple[frozenset[tuple[str, ...]], str]] = []
     for i in range(len(batch)):
-        things = frozenset(
+        things: frozenset[tuple[str, ...]] = frozenset(
             (
                 SHAPES[int(batch.shape[i, k])],
                 COLOUR_NAMES[int(batch.colour[i, k])],
