@@ -10,6 +10,17 @@ from pathlib import Path
 from harness.datasets.contract import Prompt
 from harness.datasets.scenes.grammar import caption
 from harness.datasets.scenes.world import scenes
+from harness.errors import UserError
+
+
+LARGEST = 50_000
+"""Distinct captions each split offers; the world has millions, but a request for them is a slip."""
+
+
+def _take(n: int, split: str, *, held_out: bool) -> list[Prompt]:
+    if n > LARGEST:
+        raise UserError(f"scenes has {LARGEST} prompts, not {n}")
+    return list(islice(_captions(split, held_out), n))
 
 
 def _captions(split: str, held_out: bool) -> Iterator[Prompt]:
@@ -34,8 +45,8 @@ class Scenes:
 
     def prompts(self, n: int, path: Path | None = None) -> list[Prompt]:
         """Return the first `n` captions of held-out scenes."""
-        return list(islice(_captions("scene", held_out=True), n))
+        return _take(n, "scene", held_out=True)
 
     def calibration(self, n: int, path: Path | None = None) -> list[Prompt]:
         """Return `n` captions of scenes that are not held out."""
-        return list(islice(_captions("calibration", held_out=False), n))
+        return _take(n, "calibration", held_out=False)

@@ -140,6 +140,11 @@ def test_prompts_nest_and_are_disjoint_from_calibration() -> None:
     assert not {content(p.facts) for p in prompts} & {content(p.facts) for p in calibration}
 
 
+def test_more_prompts_than_there_are_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="scenes has 50000 prompts, not 100000000"):
+        get("scenes").prompts(100_000_000)
+
+
 def test_an_unknown_set_is_answered_with_the_nearest() -> None:
     assert names() == ["scenes"]
     with pytest.raises(UserError, match="did you mean scenes"):
