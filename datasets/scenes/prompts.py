@@ -12,7 +12,6 @@ from harness.datasets.scenes.grammar import caption
 from harness.datasets.scenes.world import scenes
 from harness.errors import UserError
 
-
 LARGEST = 50_000
 """Distinct captions each split offers; the world has millions, but a request for them is a slip."""
 

@@ -77,7 +77,8 @@ def batch_scenes(scenes: Sequence[Scene], seed: str) -> SceneBatch:
             rows[i, j] = torch.tensor((*thing.attributes, thing.cell))
             offset[i, j] = torch.tensor((rng.uniform(-JITTER, JITTER), rng.uniform(-JITTER, JITTER)))
     background = torch.tensor([scene.background for scene in scenes], dtype=torch.int64)
-    return SceneBatch(*rows.unbind(-1), offset, background)
+    shape, colour, texture, size, cell = rows.unbind(-1)
+    return SceneBatch(shape, colour, texture, size, cell, offset, background)
 
 
 def random_batch(n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> SceneBatch:
