@@ -103,10 +103,12 @@ def parse_json(path: Path) -> dict[str, Any] | None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file, atomically."""
+    """Write a file, atomically. A folder in its place is damage, and is removed."""
     staged = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         write_bytes(staged, data)
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)

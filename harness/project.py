@@ -305,7 +305,8 @@ class Project:
         if name in registry.names():
             raise UserError(f"--data-path {name}: {name} is not among the datasets of this run")
         if name not in DATA_FILES:
-            raise unknown("--data-path name", name, [*DATA_FILES, *registry.names()])
+            takers = [kind for kind in registry.names() if registry.get(kind).takes_path]
+            raise unknown("--data-path name", name, [*DATA_FILES, *takers])
         check_data_path(name, path)
 
     def fingerprint(self, device: str) -> dict[str, str]:

@@ -77,12 +77,14 @@ def choose_methods(request: Request, world: World) -> list[MethodFacts]:
         UserError: a method, key or value is unknown, or a setting is of a method that does not run.
     """
     overrides: dict[str, dict[str, str]] = {}
+    typed: dict[str, str] = {}
     for text in request.settings:
         path, equals, value = text.partition("=")
         name, dot, key = path.strip().partition(".")
         if not (equals and dot and name and key):
             raise UserError(f"--set {text!r} is not METHOD.KEY=VALUE")
         overrides.setdefault(name, {})[key.strip()] = value.strip()
+        typed[name] = text
     asked = [name for name in request.methods if name not in ("all", REFERENCE)]
     if not request.methods:
         raise UserError(f"no method given; valid: {', '.join(world.method_names())}")
@@ -94,7 +96,7 @@ def choose_methods(request: Request, world: World) -> list[MethodFacts]:
     for name in overrides:
         if name not in asked:
             world.method(name, {})
-            raise UserError(f"--set {name}.…: {name} is not among the methods of this run")
+            raise UserError(f"--set {typed[name]}: {name} is not among the methods of this run")
     return [world.method(name, overrides.get(name, {})) for name in asked]
 
 

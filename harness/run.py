@@ -6,6 +6,7 @@ after the other; then the figures.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,8 @@ from harness.world import World
 DEFAULT_WORLD = "harness.project:WORLD"
 """Where every process of a run finds the world."""
 _POLL_SECONDS = 1.0
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 OK, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -89,8 +92,8 @@ def run(request: Request, console: Console) -> int:
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(_disk_full_line(store)) from error
-            if isinstance(error, PermissionError):
-                raise UserError(f"cannot write to {plan.out}: {error.strerror}") from error
+            if error.errno in _UNWRITABLE:
+                raise UserError(f"cannot write to {error.filename or plan.out}: {error.strerror}") from error
             raise
 
 
@@ -100,8 +103,7 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     world: World = resolve(DEFAULT_WORLD)
     plan = make_plan(request, world)
     store = RunStore(plan.out)
-    if plan.out.exists() and any(plan.out.iterdir()):
-        store.claim(plan.protocol.to_json(), plan.protocol.hash)
+    store.check(plan.protocol.to_json(), plan.protocol.hash)
     outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
     return plan, outlooks, worker_count(request, plan)
 

@@ -10,11 +10,12 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from harness.canonical import digest_bytes, digest_file
 from harness.errors import UserError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
+_LEFTOVER = re.compile(r"\.lock|\.run\.json\.\d+\.tmp")
+_LOCK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 FEATURES = "features.safetensors"
 
 
@@ -58,6 +61,11 @@ class Block:
     judge: str = ""
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Return what a folder holds; nothing when it is not there."""
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
 class RunStore:
     """The files of one run folder. Holds nothing but the path, so that workers can be handed one."""
 
@@ -65,24 +73,32 @@ class RunStore:
         """Speak of the folder `root`; nothing is read or written yet."""
         self.root = root.absolute()
 
-    def claim(self, protocol: Mapping[str, Any], digest: str) -> None:
-        """Make the folder a run of this protocol, or check that it is one.
+    def check(self, protocol: Mapping[str, Any], digest: str) -> bool:
+        """Return whether the folder is a run of this protocol already; False when it is free.
 
         Raises:
             UserError: it holds a run of another protocol, or something that is not a run.
         """
-        if (self.root / "run.json").exists():
-            held = self.header()
-            if held["hash"] != digest:
-                was = held["protocol"]
-                raise UserError(
-                    f"{self.root} holds a run of protocol {was.get('name')} with seed {was.get('seed')} "
-                    f"({held['hash']}), not of {protocol['name']} with seed {protocol['seed']} ({digest}); "
-                    "give another --out"
-                )
+        if not self._is_run():
+            return False
+        held = self.header()
+        if held.get("hash") != digest:
+            was = held["protocol"]
+            raise UserError(
+                f"{self.root} holds a run of protocol {was.get('name')} with seed {was.get('seed')} "
+                f"({held.get('hash')}), not of {protocol['name']} with seed {protocol['seed']} ({digest}); "
+                "give another --out"
+            )
+        return True
+
+    def claim(self, protocol: Mapping[str, Any], digest: str) -> None:
+        """Make the folder a run of this protocol, or check that it is one.
+
+        Raises:
+            UserError: see `check`; or the folder cannot be made.
+        """
+        if self.check(protocol, digest):
             return
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise UserError(f"{self.root} exists and is not a run folder; give another --out")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,9 +108,29 @@ class RunStore:
         header = {"schema": SCHEMA, "protocol": dict(protocol), "hash": digest}
         write_json(self.root / "run.json", header)
 
+    def _is_run(self) -> bool:
+        """Whether there is a run.json; raises UserError when there is something else.
+
+        A writer that was killed at its first file leaves a folder that holds nothing else: that is free.
+        """
+        try:
+            if (self.root / "run.json").exists():
+                return True
+            taken = self.root.exists() and not self.root.is_dir()
+            taken = taken or any(not _LEFTOVER.fullmatch(p.name) for p in _entries(self.root))
+        except OSError as error:
+            raise UserError(f"cannot read {self.root}: {error.strerror}") from error
+        if taken:
+            raise UserError(f"{self.root} exists and is not a run folder; give another --out")
+        return False
+
     def header(self) -> dict[str, Any]:
         """Return run.json; raises UserError when this is not a run folder or the file is damaged."""
-        if not (self.root / "run.json").is_file():
+        try:
+            there = (self.root / "run.json").is_file()
+        except OSError as error:
+            raise UserError(f"cannot read {self.root}: {error.strerror}") from error
+        if not there:
             raise UserError(f"{self.root} is not a run folder (it has no run.json)")
         held = read_json(self.root / "run.json")
         if held is None or not isinstance(held.get("protocol"), dict):
@@ -105,16 +141,29 @@ class RunStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder against other runs; raises UserError when one has it."""
-        with (self.root / ".lock").open("a") as file:
+        """Hold the folder against other runs; raises UserError when one has it, or it cannot be written to."""
+        with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"another run is writing to {self.root}; wait for it to end") from error
             yield
 
+    def _lock_file(self) -> IO[bytes]:
+        try:
+            return os.fdopen(os.open(self.root / ".lock", _LOCK_FLAGS, 0o644), "ab")
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise UserError(f"cannot write to {self.root / '.lock'}: {error.strerror}") from error
+
     def cell(self, key: str) -> CellStore:
-        """Return the files of cell `key`; raises ValueError for a key that would leave the folder."""
+        """Return the files of cell `key`.
+
+        Raises:
+            ValueError: the key is no file name.
+            UserError: a link leads out of the run folder.
+        """
         return CellStore(self._inside("cells", key))
 
     def keys(self) -> list[str]:
@@ -148,19 +197,24 @@ class RunStore:
 
     def sweep(self) -> None:
         """Remove what interrupted writers left beside its place. Call it holding the lock."""
-        folders = [self.root, self.root / "calibration"]
-        for cell in (self.root / "cells").glob("*"):
-            folders += [cell, cell / "blocks"]
+        folders = [self.root, *self._own(self.root / "calibration")]
+        for cells in self._own(self.root / "cells"):
+            for cell in (found for entry in _entries(cells) for found in self._own(entry)):
+                folders += [cell, *self._own(cell / "blocks")]
         for folder in folders:
             for path in folder.glob(".*.tmp"):
                 remove(path)
+
+    def _own(self, folder: Path) -> list[Path]:
+        """Return the folder, unless it is none or a link: what lies elsewhere is not this run's to remove."""
+        return [folder] if folder.is_dir() and not folder.is_symlink() else []
 
     def _inside(self, *parts: str) -> Path:
         if not all(NAME.fullmatch(part) for part in parts):
             raise ValueError(f"not a name inside a run folder: {'/'.join(parts)!r}")
         path = self.root.joinpath(*parts)
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise ValueError(f"{path} leads out of the run folder")
+            raise UserError(f"{path} is a link that leads out of the run folder; remove it")
         return path
 
 
@@ -179,8 +233,12 @@ class CellStore:
 
     def block_digest(self, index: int, owner: str) -> str | None:
         """Return the digest of block `index`, or None when it is missing, damaged or for another owner."""
-        note = read_manifest(self.block_folder(index))
+        note = self._block_note(index)
         return str(note["digest"]) if note is not None and note.get("owner") == owner else None
+
+    def _block_note(self, index: int) -> dict[str, Any] | None:
+        folder = self.block_folder(index)
+        return None if folder.parent.is_symlink() else read_manifest(folder)
 
     def read_block(self, index: int, owner: str) -> Block | None:
         """Return block `index`, or None when it is missing, damaged or made for another owner."""
@@ -189,7 +247,7 @@ class CellStore:
         from safetensors.numpy import load_file
 
         folder = self.block_folder(index)
-        note = read_manifest(folder)
+        note = self._block_note(index)
         if note is None or note.get("owner") != owner:
             return None
         images = []
@@ -224,6 +282,8 @@ class CellStore:
                 write_bytes(folder / name, data)
 
         note = {"owner": owner, "seconds": round(block.seconds, 3), "judge": judge}
+        if self.block_folder(index).parent.is_symlink():
+            remove(self.block_folder(index).parent)  # the link, not what it leads to
         put_folder(self.block_folder(index), fill, lambda: note)
 
     def checkpoint_note(self) -> dict[str, Any] | None:

@@ -23,7 +23,6 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     name="harness",
     help="Benchmark of low-bit quantization methods for diffusion models.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -46,7 +45,9 @@ def call(arguments: list[str]) -> int:
         0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted.
     """
     try:
-        result = app(args=arguments, prog_name="harness", standalone_mode=False)
+        result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)
+        if not arguments:
+            return USER_MISTAKE
     except UserError as error:
         return _complain(str(error))
     except _USAGE_ERROR as error:

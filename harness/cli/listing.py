@@ -89,5 +89,6 @@ def list_command(
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        mark = " (reconstruction)" if row.get("reconstruction") else ""
+        unsaid = row.get("reconstruction") and "reconstruction" not in row["summary"]
+        mark = " (reconstruction)" if unsaid else ""
         print(f"{row['name']:<{width}}  {row['summary']}{mark}")

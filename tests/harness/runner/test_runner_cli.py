@@ -145,6 +145,29 @@ def test_the_run_folder_is_named_by_the_protocol(toy, capsys, monkeypatch):
     assert folder.name == f"scenes-default-{header['hash']}"
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("out", ["file", "file/inside", "x" * 300])
+def test_an_impossible_run_folder_is_one_line(toy, capsys, monkeypatch, out, dry):
+    monkeypatch.chdir(toy.steer)
+    (toy.steer / "file").write_text("mine")
+    code = call(["run", *ONE, "--out", out, *dry])
+    assert (toy.steer / "file").read_text() == "mine"
+    if out != "file/inside" or not dry:
+        assert code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_no_arguments_print_the_help_and_are_a_mistake(capsys):
+    assert call([]) == 2
+    assert "Commands:" in capsys.readouterr().out.splitlines()
+
+
+def test_a_reconstruction_is_said_once(capsys):
+    assert call(["list", "methods"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mpqdmv2")]
+    assert [line.count("reconstruction") for line in lines] == [1]
+
+
 def test_lists_name_what_there_is(capsys):
     for kind, name in (("models", "tiny-dit"), ("datasets", "scenes"), ("metrics", "psnr")):
         assert call(["list", kind, "--json"]) == 0

@@ -194,7 +194,7 @@ def test_keys_cannot_leave_the_run_folder(tmp_path, key):
 def test_a_linked_cell_folder_is_refused(tmp_path):
     (tmp_path / "run" / "cells").mkdir(parents=True)
     (tmp_path / "run" / "cells" / "key").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="leads out"):
+    with pytest.raises(UserError, match="leads out"):
         RunStore(tmp_path / "run").cell("key")
 
 
@@ -256,3 +256,59 @@ def test_a_damaged_run_file_is_one_line(tmp_path):
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(UserError, match="is damaged"):
         store.claim({"name": "p", "seed": 0}, "hash")
+
+
+def test_sweeping_follows_no_link_out_of_the_folder(tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "blocks").mkdir(parents=True)
+    kept = [mine / ".draft.tmp", mine / "blocks" / ".draft.tmp"]
+    store = RunStore(tmp_path / "run")
+    own = store.root / "cells" / "key" / ".record.json.7.tmp"
+    own.parent.mkdir(parents=True)
+    for path in (*kept, own):
+        path.touch()
+    (store.root / "cells" / "other").symlink_to(mine)
+    (own.parent / "blocks").symlink_to(mine / "blocks")
+    (store.root / "calibration").symlink_to(mine)
+    store.sweep()
+    assert not own.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_blocks_reached_by_a_link_are_not_believed_and_not_written_to(tmp_path):
+    cell = RunStore(tmp_path / "run").cell("key")
+    cell.write_block(0, "owner", Block(pictures(), None, 1.0), "judge")
+    (cell.folder / "blocks").rename(tmp_path / "elsewhere")
+    (cell.folder / "blocks").symlink_to(tmp_path / "elsewhere")
+    assert cell.read_block(0, "owner") is None
+    assert cell.block_digest(0, "owner") is None
+    cell.write_block(1, "owner", Block(pictures(), None, 1.0), "judge")
+    assert cell.read_block(1, "owner") is not None
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["0000"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_replaced(tmp_path):
+    cell = RunStore(tmp_path).cell("key")
+    (cell.folder / "record.json" / "deep").mkdir(parents=True)
+    cell.write_record({"a": 1}, "source")
+    assert cell.record() == {"a": 1}
+
+
+def test_a_run_killed_at_its_first_file_can_be_started_again(tmp_path):
+    (tmp_path / ".run.json.123.tmp").touch()
+    (tmp_path / ".lock").touch()
+    store = RunStore(tmp_path)
+    assert not store.check({"name": "p", "seed": 0}, "hash")
+    store.claim({"name": "p", "seed": 0}, "hash")
+    assert store.check({"name": "p", "seed": 0}, "hash")
+
+
+@pytest.mark.parametrize("target", ["folder", "link"])
+def test_a_lock_that_is_no_plain_file_is_one_line(tmp_path, target):
+    if target == "folder":
+        (tmp_path / ".lock").mkdir()
+    else:
+        (tmp_path / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot write to"), RunStore(tmp_path).lock():
+        pass
+    assert not (tmp_path / "mine").exists()
