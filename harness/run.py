@@ -268,9 +268,11 @@ def write_reports(console: Console, plan: Plan, store: RunStore, records: Sequen
     else:
         console.file.write(formats.render(records, "table"))
     try:
-        everything = read_records(store.root)
+        everything: Sequence[Record] = read_records(store.root)
     except ValueError as error:
-        raise UserError(f"no pictures were drawn: {error}") from error
+        everything = records
+        line = f"table and pictures show this run's cells only: {error}; remove the folder of that cell"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     replace_file(store.root / "table.md", formats.render(everything, "markdown").encode())
     captions = {name: [prompt.text for prompt in prompts] for name, prompts in plan.prompts.items()}
     pictures.write_pictures(store.root, everything, captions)

@@ -141,7 +141,11 @@ class RunStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder against other runs; raises UserError when one has it, or it cannot be written to."""
+        """Hold the folder against other runs.
+
+        Raises:
+            UserError: another run has it, or it cannot be written to.
+        """
         with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -292,6 +296,10 @@ class CellStore:
         Its field `digest` is the digest of the files, whatever the rest of the note says.
         """
         return read_manifest(self.checkpoint)
+
+    def ledger(self) -> dict[str, Any] | None:
+        """Return the checkpoint's ledger.json, or None when there is none or the checkpoint is damaged."""
+        return None if self.checkpoint_note() is None else parse_json(self.checkpoint / "ledger.json")
 
     def write_checkpoint(self, fill: Callable[[Path], None], note: Callable[[], dict[str, Any]]) -> None:
         """Store the checkpoint that `fill` writes, with a `note` taken afterwards."""

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from harness.reports.fonts import drawable, pillow_font
 from harness.reports.formats.layout import bits_label, method_label
 from harness.reports.record import Record
-from harness.reports.rows import REFERENCE, row
+from harness.reports.rows import REFERENCE, mark_twins, row
 
 PROMPTS = 8
 _TILE = 128
@@ -68,12 +68,14 @@ def contact_sheet(
     for index, lines in enumerate(heads):
         for number, line in enumerate(lines, start=-len(lines)):
             draw.text((_column(index), top - 6 + number * _LINE), line, _SOFT, pillow_font(12))
+    flats = {record.identity.cell: row(record) for record in ordered}
+    mark_twins(flats.values())
     y = top
     for previous, record in zip([None, *ordered], ordered, strict=False):
         if previous is not None and _descending(previous) != _descending(record):
             draw.line((_MARGIN, y + 3, sheet.width - _MARGIN, y + 3), "#c9ced6", 1)
             y += _SECTION
-        _draw_label(draw, y, row(record))
+        _draw_label(draw, y, flats[record.identity.cell])
         for index, name in enumerate(names):
             _paste(sheet, draw, (_column(index), y), images[record.identity.cell].get(name))
         y += _TILE + _GAP

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.reports.fonts import literal
 from harness.reports.formats.layout import MIB, method_label
 from harness.reports.record import Record
-from harness.reports.rows import REFERENCE, row, sort_records
+from harness.reports.rows import REFERENCE, mark_twins, row, sort_records
 
 # Okabe and Ito's palette without its yellow, which is too light for thin lines on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,6 +37,7 @@ def pareto_figure(records: Sequence[Record], title: str) -> Figure | None:
         The figure, bound to an Agg canvas; or None when no quantized cell has anything to plot.
     """
     flats = [row(record) for record in sort_records(records)]
+    mark_twins(flats)
     series: dict[str, list[dict[str, Any]]] = {}
     for flat in flats:
         if flat["method"] != REFERENCE and flat["weight_bytes"] is not None:

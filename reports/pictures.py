@@ -62,7 +62,7 @@ def _file_name(name: str) -> str:
 
 def _replace(path: Path, save: Callable[..., object]) -> Path:
     """Save beside `path` and rename, so that a reader never meets half a picture."""
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save(beside, format="png")
         os.replace(beside, path)

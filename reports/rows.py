@@ -23,6 +23,7 @@ _IDENTITY = (
     "cell", "model", "method", "variant", "config", "dataset", "protocol", "protocol_hash", "seed", "device",
     "backend", "dtype", "wbits", "abits", "reconstruction",
 )  # fmt: skip
+_NAME = ("model", "method", "variant", "dataset", "device", "wbits", "abits")
 _RESULT = ("state", "execution", "n", "message", "effective_bits", "weight_bytes", "checkpoint_bytes")
 _MEASURED = ("peak_bytes", "step_ms", "step_ms_lo", "step_ms_hi", "step_ms_ref", "quantize_s", "generate_s")
 _INTEGERS = ("seed", "wbits", "abits", "n", "weight_bytes", "checkpoint_bytes", "peak_bytes")
@@ -98,6 +99,19 @@ def _sort_key(record: Record) -> tuple[Any, ...]:
         identity.variant,
         identity.cell,
     )
+
+
+def mark_twins(flats: Iterable[dict[str, Any]]) -> None:
+    """Give rows that go by the same name and width a field `twin`, the start of their key.
+
+    Their cells differ in what is no setting: the sources, the libraries or the model's weights at the time.
+    """
+    by_name: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for flat in flats:
+        by_name.setdefault(tuple(flat[key] for key in _NAME), []).append(flat)
+    for same in by_name.values():
+        for flat in same if len(same) > 1 else ():
+            flat["twin"] = flat["cell"][:8]
 
 
 def grouped(records: Iterable[Record]) -> dict[tuple[str, str, str], list[Record]]:

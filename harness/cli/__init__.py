@@ -46,8 +46,6 @@ def call(arguments: list[str]) -> int:
     """
     try:
         result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)
-        if not arguments:
-            return USER_MISTAKE
     except UserError as error:
         return _complain(str(error))
     except _USAGE_ERROR as error:
@@ -60,7 +58,7 @@ def call(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    return int(result or 0)
+    return int(result or 0) if arguments else USER_MISTAKE
 
 
 def _complain(message: str) -> int:

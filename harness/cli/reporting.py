@@ -65,18 +65,35 @@ def show_command(
         raise UserError(f"cell {cell!r} is ambiguous: {', '.join(found[:4])}")
     files = store.cell(found[0])
     record = files.record() or {}
+    hashed = files.identity() or {}
+    made_with = {"weights": hashed.get("weights"), **(hashed.get("fingerprint") or {})}
     sections: dict[str, Any] = {
-        "identity": record.get("identity") or files.identity(),
+        "identity": record.get("identity") or hashed,
+        "made with": made_with,
         "result": _without(record.get("result"), "per_prompt"),
         "measured": _without(record.get("measured"), "log_tail"),
     }
     for name, content in sections.items():
         print(f"{name}:")
         _print_fields(content if isinstance(content, dict) else {"state": "not finished"}, "  ")
+    _print_layers(files.ledger())
     print(f"folder: {files.folder}")
     tail = files.log_tail()
     if tail:
         print("log:\n" + "\n".join(f"  {line}" for line in tail.splitlines()))
+
+
+def _print_layers(ledger: dict[str, Any] | None) -> None:
+    """Print a line per quantized layer: role, shape, mean width of its codes, bytes by part."""
+    rows = (ledger or {}).get("rows")
+    if not isinstance(rows, list) or not rows:
+        return
+    print("layers:")
+    for row in rows:
+        shape = "x".join(map(str, row["shape"]))
+        parts = ", ".join(f"{part} {count}" for part, count in row["bytes"].items() if count)
+        line = f"W{row['w_bits']}A{row['a_bits']}, mean {row['mean_bits']:.3g} bits; bytes: {parts}"
+        print(f"  {row['name']} ({row['role']}, {shape}): {line}")
 
 
 def _without(value: Any, key: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.reports.record import Record
-from harness.reports.rows import REFERENCE, grouped, row
+from harness.reports.rows import REFERENCE, grouped, mark_twins, row
 
 MIB = 2**20
 MISSING = "–"
@@ -16,6 +16,7 @@ RECONSTRUCTION_MARK = "†"
 SIMULATED_MARK = "‡"
 STRONG_NOTE = "Bold: no other row of the table reaches this PSNR with as few bytes."
 
+_AGAINST_REFERENCE = ("psnr", "ssim", "lpips", "lpips_scene")
 _NOTE_LIMIT = 40
 _MESSAGE_LIMIT = 160
 
@@ -84,9 +85,10 @@ def clean(text: str) -> str:
 
 
 def method_label(flat: dict[str, Any]) -> str:
-    """Return `method`, or `method (variant)` for a variant other than the default."""
+    """Return `method`, `method (variant)` for a variant other than the default, and ` [key]` for a twin."""
     variant = "" if flat["variant"] == "default" else f" ({flat['variant']})"
-    return clean(flat["method"] + variant)
+    twin = f" [{flat['twin']}]" if "twin" in flat else ""
+    return clean(flat["method"] + variant + twin)
 
 
 def bits_label(flat: dict[str, Any]) -> str:
@@ -104,6 +106,8 @@ def _figure(name: str, digits: int, scale: float = 1.0) -> Callable[[dict[str, A
 
     def entry(flat: dict[str, Any]) -> Entry:
         value = flat[name]
+        if value is None and flat["method"] == REFERENCE and name in _AGAINST_REFERENCE:
+            return Entry(MISSING)
         if value is None:
             return Entry(clean(flat["notes"].get(name, MISSING))[:_NOTE_LIMIT])
         return Entry(f"{value / scale:.{digits}f}", value, strong=flat.get("best") == name)
@@ -172,6 +176,7 @@ def lay_out(records: Iterable[Record]) -> Document:
     groups = grouped(records)
     flats = {key: [row(record) for record in group] for key, group in groups.items()}
     everything = [flat for group in flats.values() for flat in group]
+    mark_twins(everything)
     used = {"n": len({flat["n"] for flat in everything}) > 1}
     used["lpips"] = any(flat["lpips"] is not None for flat in everything)
     columns = tuple(column for column in COLUMNS if used.get(column.key, True))
@@ -223,6 +228,11 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
         )
     if any(flat["reconstruction"] for flat in flats):
         notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
+    if any("twin" in flat for flat in flats):
+        notes.append(
+            "[key]: the same settings, run with other versions of the code, the libraries or the model's "
+            "weights; `harness show RUN KEY` tells which."
+        )
     for flat in flats:
         if flat["state"] != "ok":
             message = f": {' '.join(flat['message'].split())}" if flat["message"] else ""

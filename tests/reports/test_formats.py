@@ -275,3 +275,24 @@ def test_html_sorts_by_exact_values_and_knows_dark(record):
     assert "prefers-color-scheme: dark" in text
     assert "@import" not in text
     assert "url(" not in text
+
+
+def test_rows_of_one_name_are_told_apart_by_their_keys(record):
+    old = record("ptq", 4, cell="0123456789abcdef")
+    new = record("ptq", 4, cell="fedcba9876543210", weight_bytes=2)
+    lines = render([old, new, record("nf4", 4)], "table").splitlines()
+    assert sum(line.startswith("ptq [01234567]") for line in lines) == 1
+    assert sum(line.startswith("ptq [fedcba98]") for line in lines) == 1
+    assert sum(line.startswith("nf4 ") for line in lines) == 1
+    assert any(line.startswith("[key]:") for line in lines)
+    alone = render([old, record("ptq", 3)], "table")
+    assert "[key]" not in alone
+    assert "[0123" not in alone
+
+
+def test_the_reference_is_not_compared_with_itself(record):
+    note = Metric(None, note="n/a: no reference")
+    line = render([record("reference", 16, metrics={"psnr": note, "ssim": note})], "table")
+    assert "no reference" not in line
+    orphan = render([record("ptq", 4, metrics={"psnr": note})], "table")
+    assert "n/a: no reference" in orphan

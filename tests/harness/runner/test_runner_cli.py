@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness.cli import call
+from harness.store import RunStore
 
 
 @pytest.mark.parametrize("command", ["import harness", "import harness.cli", "HELP"])
@@ -155,6 +156,21 @@ def test_an_impossible_run_folder_is_one_line(toy, capsys, monkeypatch, out, dry
     if out != "file/inside" or not dry:
         assert code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_show_prints_the_layers_of_an_undamaged_checkpoint_only(tmp_path, capsys):
+    store = RunStore(tmp_path)
+    store.claim({"name": "p", "seed": 0}, "hash")
+    files = store.cell("key")
+    layer = {"name": "blocks.0.proj", "role": "proj.in", "shape": [4, 8], "w_bits": 3, "a_bits": 8}
+    ledger = {"rows": [{**layer, "mean_bits": 3.0, "bytes": {"codes": 12, "zeros": 0}}]}
+    files.write_checkpoint(lambda to: (to / "ledger.json").write_text(json.dumps(ledger)), lambda: {})
+    assert call(["show", str(tmp_path), "k"]) == 0
+    line = "  blocks.0.proj (proj.in, 4x8): W3A8, mean 3 bits; bytes: codes 12"
+    assert line in capsys.readouterr().out.splitlines()
+    (files.checkpoint / "ledger.json").write_text("{}")
+    assert call(["show", str(tmp_path), "k"]) == 0
+    assert "layers:" not in capsys.readouterr().out
 
 
 def test_no_arguments_print_the_help_and_are_a_mistake(capsys):
