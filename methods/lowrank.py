@@ -49,7 +49,7 @@ def output_svd(error: Tensor, seen: Tensor, rank: int, *, fast: bool = False) ->
     """Rank-`rank` approximation of `error` minimising |(error - up @ down) L|_F, with `seen` = error @ L.
 
     The best left factor is the leading left singular vectors U of error @ L; then down = U^T error, so
-    neither L's inverse nor a second moment of the inputs is ever formed (it is the closed form of QERA and LQER).
+    neither L's inverse nor a second moment of the inputs is ever formed (the closed form of QERA and LQER).
 
     Args:
         error: float [rows, cols].

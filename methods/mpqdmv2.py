@@ -6,7 +6,7 @@ neighbouring work, without the distillation:
 * flexible residual quantization: every output channel is stored either on a uniform grid or as a sum of
   binary planes (sign residuals with least-squares amplitudes) of the same width, whichever has the least
   output error;
-* the balanced N-1/N/N+1 mix of MPQ-DM on top, where it lowers the output error;
+* the balanced N-1/N/N+1 mix of MPQ-DM on top, as an option;
 * object-oriented low-rank initialisation: a 16-bit side branch fitted to the quantization error as the
   layer's output sees it, i.e. an SVD weighted by the second moment of the inputs. The branch stays beside
   the weight: merged before rounding, the same start makes a layer worse.
@@ -48,7 +48,8 @@ class Mpqdmv2Config(MethodConfig):
 
     Attributes:
         planes: whether a channel may be stored as binary planes.
-        swap: `search` over 0, 10, ..., 50 % of the channels, or `off`.
+        swap: `search` over 0, 10, ..., 50 % of the channels, or `off`: beside a branch the mix lowers the
+            error of layers a little and that of whole models not at all.
         salience: what orders the channels of the mix: the output error a bit saves, or kurtosis as in MPQ-DM.
         rank: rank of the branch; None is the rank rule (`harness.methods.lowrank.rank_rule`), 0 no branch.
         weighting: what the SVD of the error is weighted by: the full second moment of the inputs, its
@@ -58,12 +59,12 @@ class Mpqdmv2Config(MethodConfig):
     """
 
     planes: bool = True
-    swap: Literal["search", "off"] = "search"
+    swap: Literal["search", "off"] = "off"
     salience: Literal["error", "kurtosis"] = "error"
     rank: int | None = None
     weighting: Literal["full", "diagonal", "none"] = "full"
     damping: float = 0.05
-    iterations: int = 2
+    iterations: int = 4
 
     def __post_init__(self) -> None:
         """Check the numbers; raises ValueError."""
@@ -90,7 +91,7 @@ class _Fit:
     version=1,
     needs_calibration=True,
     reconstruction=True,
-    summary="residual binary channels, mixed widths, error-initialised branch (reconstruction)",
+    summary="uniform or binary-plane channels, error-initialised branch (reconstruction)",
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
     """Replace every target by its mix of channels and a branch for what the mix loses."""

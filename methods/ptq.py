@@ -23,7 +23,7 @@ class PtqConfig(MethodConfig):
         percentile: share of the weights inside the grid, in per cent, for `range=percentile`.
         group: weights per scale along the inputs; 0 is one scale per output channel.
         act: activation ranges: `dynamic` (per token, or per sample of a convolution), `static` (one per
-            layer) or `per_step` (one per layer and sampling step), the latter two per tensor from calibration.
+            layer) or `per_step` (one per layer and step), the latter two per tensor from calibration.
     """
 
     range: Literal["mse", "minmax", "percentile"] = "mse"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.kernels.quantizers.grid import Grid
-from harness.kernels.quantizers.ranges import RangeRule
+from harness.kernels.quantizers.ranges import SHRINK_STEPS, RangeRule
 from harness.kernels.quantizers.residual import (
     BinaryPlanes,
     dequantize_planes,
@@ -123,6 +123,7 @@ def round_uniform(
     grid: Grid = "asymmetric",
     ranges: RangeRule = "mse",
     percentile: float = 99.9,
+    steps: int = SHRINK_STEPS,
 ) -> UniformRows | PlaneRows:
     """Round to the nearest point of a uniform grid per output channel or group.
 
@@ -136,12 +137,15 @@ def round_uniform(
         grid: kind of grid.
         ranges: how its ends are found.
         percentile: share of the values inside, in per cent, for `ranges="percentile"`.
+        steps: candidate ranges, for `ranges="mse"`.
     """
     if bits == 1 and group is None:
         return round_planes(weight, 1)
     if bits == 1:
         grid = "midrise"
-    codes = quantize_uniform(weight, bits, grid=grid, group=group, ranges=ranges, percentile=percentile)
+    codes = quantize_uniform(
+        weight, bits, grid=grid, group=group, ranges=ranges, percentile=percentile, steps=steps
+    )
     return UniformRows(codes, bits, grid, group)
 
 

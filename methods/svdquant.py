@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.quantizers.grid import Grid
+from harness.kernels.quantizers.ranges import SHRINK_STEPS, RangeRule
 from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
 from harness.methods.layers import (
     activation_quantizer,
@@ -32,7 +33,10 @@ from harness.methods.rounding import PLAIN_BITS, PlaneRows, UniformRows, round_p
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
 
 SAMPLE_ROWS = 512
+PUBLISHED_BITS = 4
+# The smoothing search compares candidates on some output channels and with a coarse search of the ranges.
 TRIAL_CHANNELS = 32
+TRIAL_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,19 @@ class SvdquantConfig(MethodConfig):
         grid: smoothing candidates, an odd number: 39 is the published grid, 1 is no smoothing.
         iterations: refinements of the branch after the first decomposition.
         group: weights per scale along the inputs.
-        residual: grid of the residual; `auto` is `narrow` from 4 bits up and `low_bits` below.
-        range: how the ends of a group's grid are found.
+        residual: grid of the residual; `auto` is `narrow` from 4 bits up as published, `asymmetric` below,
+            where a symmetric grid with zero wastes a level and one without zero moves every small weight.
+        range: how the ends of a group's grid are found; `auto` is `minmax` from 4 bits up as published, `mse`
+            below.
         conv: whether convolutions get a branch too, or only the group-quantized weight as published.
     """
 
     rank: int | None = None
     grid: int = 9
-    iterations: int = 3
+    iterations: int = 6
     group: int = 64
     residual: Literal["auto", "narrow", "midrise", "asymmetric"] = "auto"
-    range: Literal["mse", "minmax"] = "mse"
+    range: Literal["auto", "mse", "minmax"] = "auto"
     conv: bool = True
 
     def __post_init__(self) -> None:
@@ -71,7 +77,13 @@ class SvdquantConfig(MethodConfig):
         """Return the grid of a residual of `bits` bits."""
         if self.residual != "auto":
             return "midrise" if bits == 1 else self.residual
-        return "narrow" if bits >= 4 else "midrise"
+        return "narrow" if bits >= PUBLISHED_BITS else "asymmetric"
+
+    def residual_range(self, bits: int) -> RangeRule:
+        """Return how the ranges of a residual of `bits` bits are found."""
+        if self.range != "auto":
+            return self.range
+        return "minmax" if bits >= PUBLISHED_BITS else "mse"
 
 
 @dataclass(frozen=True)
@@ -196,7 +208,7 @@ def _trial_error(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> floa
     weight = piece.scaled(inputs.smooth)
     branch = _branch(weight, piece.rank, fast=True)
     part = None if branch is None else LowRankBranch(branch.down, branch.up[rows])
-    residual = _round(_remainder(weight[rows], part), piece, config)
+    residual = _round(_remainder(weight[rows], part), piece, config, steps=TRIAL_STEPS)
     return _error(piece.wanted[:, rows], inputs, part, residual) * len(piece.weight) / len(rows)
 
 
@@ -226,10 +238,12 @@ def _remainder(weight: Tensor, branch: LowRankBranch | None) -> Tensor:
     return weight if branch is None else weight - branch.product()
 
 
-def _round(matrix: Tensor, piece: _Piece, config: SvdquantConfig) -> UniformRows | PlaneRows:
+def _round(
+    matrix: Tensor, piece: _Piece, config: SvdquantConfig, *, steps: int = SHRINK_STEPS
+) -> UniformRows | PlaneRows:
     bits = piece.target.w_bits
-    grid = config.residual_grid(bits)
-    return round_uniform(matrix, bits, group=config.group, grid=grid, ranges=config.range)
+    grid, ranges = config.residual_grid(bits), config.residual_range(bits)
+    return round_uniform(matrix, bits, group=config.group, grid=grid, ranges=ranges, steps=steps)
 
 
 def _error(

@@ -77,6 +77,7 @@ def quantize_uniform(
     ranges: RangeRule = "minmax",
     percentile: float = 99.9,
     power: float = 2.0,
+    steps: int = range_rules.SHRINK_STEPS,
 ) -> UniformCodes:
     """Round a matrix to the nearest values of a uniform grid.
 
@@ -88,6 +89,7 @@ def quantize_uniform(
         ranges: how the range of a group is chosen, see `harness.kernels.quantizers.ranges`.
         percentile: in percent, 50-100, for `ranges="percentile"`.
         power: exponent of the error, for `ranges="mse"`.
+        steps: candidates of the search, for `ranges="mse"`.
 
     Returns:
         Codes chosen for the scales as they are stored, in float16. A group of zeros decodes to zeros.
@@ -104,7 +106,7 @@ def quantize_uniform(
     zeros: list[Tensor] = []
     for block in blocks(w, group):
         values = block.reshape(-1, block.shape[-1])
-        lo, hi = _range(values, bits, grid, ranges, percentile, power)
+        lo, hi = _range(values, bits, grid, ranges, percentile, power, steps)
         scale, zero = grid_parameters(lo, hi, bits, grid)
         scales.append(scale.view(block.shape[:2]))
         if zero is not None:
@@ -126,14 +128,14 @@ def dequantize_uniform(codes: UniformCodes, bits: int, *, grid: Grid, group: Gro
 
 
 def _range(
-    values: Tensor, bits: int, grid: Grid, rule: RangeRule, percentile: float, power: float
+    values: Tensor, bits: int, grid: Grid, rule: RangeRule, percentile: float, power: float, steps: int
 ) -> tuple[Tensor, Tensor]:
     if rule == "minmax":
         return range_rules.minmax(values)
     if rule == "percentile":
         return range_rules.percentile(values, percentile)
     if rule == "mse":
-        return range_rules.mse(values, bits, grid, power=power)
+        return range_rules.mse(values, bits, grid, steps=steps, power=power)
     raise ValueError(f"unknown range rule {rule!r}; valid: {', '.join(range_rules.RANGE_RULES)}")
 
 

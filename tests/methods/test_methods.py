@@ -232,8 +232,9 @@ def test_mpqdm_swaps_are_balanced_and_noted(bits: int) -> None:
 def test_the_chosen_split_is_never_worse_than_no_swap(method: str, bits: int) -> None:
     """On the samples the search saw: for linear layers those are all of the calibration tokens."""
     settings = {"rank": "0"} if method == "mpqdmv2" else {"prescale": "never"}
+    searched = {**settings, "swap": "search"}
     x = jobs.inputs()
-    swapped = jobs.output_error(jobs.run(method, jobs.job(method, bits), **settings), x, jobs.Net())
+    swapped = jobs.output_error(jobs.run(method, jobs.job(method, bits), **searched), x, jobs.Net())
     plain = jobs.output_error(jobs.run(method, jobs.job(method, bits), swap="off", **settings), x, jobs.Net())
     for name in ("q", "k", "down"):
         assert swapped[name] <= plain[name] * (1 + 1e-5)
