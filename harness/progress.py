@@ -58,6 +58,11 @@ class RunProgress:
         self._done = min(self._done + count, self._steps)
         self._bar.update(self._task, completed=self._done)
 
+    def drop(self, count: int) -> None:
+        """Expect `count` steps fewer: those of a cell that failed."""
+        self._steps -= count
+        self._bar.update(self._task, total=max(self._steps, 1))
+
     def line(self, text: str) -> None:
         """Print a line above the bar, with the share done and the time taken where there is no bar."""
         if self._console.is_terminal:

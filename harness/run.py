@@ -30,6 +30,8 @@ from harness.world import World
 DEFAULT_WORLD = "harness.project:WORLD"
 """Where every process of a run finds the world."""
 _POLL_SECONDS = 1.0
+_CALIBRATE = " calibrate"
+"""How the name of a calibration ends; no stage of a cell is called so."""
 
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -51,6 +53,17 @@ class _Run:
     progress: RunProgress
     timeout: float
     failed: set[str] = field(default_factory=set)
+    left: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Count the steps of every cell."""
+        self.left = {key: _steps(job.cell, self.outlooks[key]) for key, job in self.jobs.items()}
+
+    def step(self, task: str, jobs: Sequence[Job]) -> None:
+        """Count a finished step of a task; a calibration is no step of the cells that wait for it."""
+        for job in () if _calibrates(task) else jobs:
+            self.left[job.cell.key] -= 1
+        self.progress.step()
 
     def alive(self, wanted: Callable[[Outlook], bool]) -> list[Job]:
         """Return the jobs of cells that have not failed and need a stage."""
@@ -64,6 +77,7 @@ class _Run:
             return
         self.failed.add(job.cell.key)
         write_failure(job, cast(State, state), message)
+        self.progress.drop(self.left.pop(job.cell.key))
         self.progress.line(f"{job.cell.title}: {state}: {message}")
 
 
@@ -148,11 +162,12 @@ class _Setup:
 def _carry_out(setup: _Setup) -> None:
     outlooks = survey(setup.jobs)
     left = sum(outlook.needs_reduce for outlook in outlooks.values())
+    finished = sum(outlook.stored == "finished" for outlook in outlooks.values())
     seconds, _ = totals(setup.plan, outlooks, setup.workers)
-    stored = f"{len(outlooks) - left} of {len(outlooks)} cells are stored"
+    stored = f"{finished} of {len(outlooks)} cells are stored"
     guess = f"; about {duration(seconds)} to go" if left and seconds is not None else ""
     setup.console.print(stored + guess, highlight=False)
-    with RunProgress(setup.console, _steps(setup.plan, outlooks)) as progress:
+    with RunProgress(setup.console, _all_steps(setup.plan, outlooks)) as progress:
         state = _Run(setup.executor, setup.store, setup.jobs, outlooks, progress, setup.timeout)
         for job in setup.jobs.values():
             if job.cell.unsupported is not None:
@@ -164,15 +179,15 @@ def _carry_out(setup: _Setup) -> None:
         _reduce(state, setup.workers)
 
 
-def _steps(plan: Plan, outlooks: dict[str, Outlook]) -> int:
+def _steps(cell: Cell, outlook: Outlook) -> int:
+    """Return how many times the stages of a cell will report."""
+    generating = outlook.wanted + (cell.method is not None) if outlook.needs_generate else 0
+    return generating + outlook.needs_measure + outlook.needs_reduce
+
+
+def _all_steps(plan: Plan, outlooks: dict[str, Outlook]) -> int:
     """Return how many times a stage will report."""
-    steps = 0
-    for cell in plan.cells:
-        outlook = outlooks[cell.key]
-        if outlook.needs_generate:
-            steps += outlook.wanted + (cell.method is not None)
-        steps += outlook.needs_measure + outlook.needs_reduce
-    return steps + len(
+    return sum(_steps(cell, outlooks[cell.key]) for cell in plan.cells) + len(
         {c.calibration for c in plan.cells if c.calibration and outlooks[c.key].needs_generate}
     )
 
@@ -213,7 +228,7 @@ def _task(state: _Run, stage: str, job: Job, args: tuple[Any, ...]) -> Task:
 
 
 def _calibration_task(state: _Run, key: str, job: Job) -> Task:
-    name = f"{job.cell.identity.model} on {job.cell.identity.dataset} calibrate"
+    name = f"{job.cell.identity.model} on {job.cell.identity.dataset}{_CALIBRATE}"
     return Task(name, "harness.cell:calibrate", (job,), job.files.log, state.timeout)
 
 
@@ -230,7 +245,7 @@ def _phase(state: _Run, name: str, tasks: Sequence[tuple[Task, list[Job]]], work
             state.executor.submit(task)
         for event in state.executor.wait(_POLL_SECONDS):
             if event.kind == "progress":
-                state.progress.step()
+                state.step(event.task, under_way[event.task])
                 continue
             _settle(state, event, under_way.pop(event.task), time.monotonic() - started[event.task])
 
@@ -242,11 +257,16 @@ def _settle(state: _Run, event: Event, jobs: Iterable[Job], seconds: float) -> N
         return
     if event.state == DISK_FULL:
         raise DiskFullError(_disk_full_line(state.store))
+    message = event.message
+    if _calibrates(event.task):
+        message = f"calibration failed: {message}"
+        state.progress.drop(1)
     for job in jobs:
-        message = event.message
-        if event.task.endswith(" calibrate"):
-            message = f"calibration failed: {message}"
         state.fail(job, event.state, message)
+
+
+def _calibrates(task: str) -> bool:
+    return task.endswith(_CALIBRATE)
 
 
 def finish(console: Console, plan: Plan, store: RunStore, jobs: dict[str, Job]) -> int:

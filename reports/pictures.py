@@ -40,7 +40,7 @@ def write_pictures(
         names = (model,) if models.count(model) == 1 else (model, dataset, device)
         stem = "-".join(map(_file_name, names))
         identity = group[0].identity
-        counts = sorted({record.result.n for record in group})
+        counts = sorted({record.result.n for record in group} - {0}) or [0]
         title = " · ".join((*names, f"N = {', '.join(map(str, counts))}"))
         title += f" · protocol {identity.protocol} ({identity.protocol_hash[:8]})"
         sheet = contact_sheet(run_folder, group, (captions or {}).get(dataset, ()), title)

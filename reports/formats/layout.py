@@ -177,7 +177,7 @@ def lay_out(records: Iterable[Record]) -> Document:
     flats = {key: [row(record) for record in group] for key, group in groups.items()}
     everything = [flat for group in flats.values() for flat in group]
     mark_twins(everything)
-    used = {"n": len({flat["n"] for flat in everything}) > 1}
+    used = {"n": len(_counts(everything)) > 1}
     used["lpips"] = any(flat["lpips"] is not None for flat in everything)
     columns = tuple(column for column in COLUMNS if used.get(column.key, True))
     several = len({key[0] for key in flats}) < len(flats)
@@ -207,7 +207,7 @@ def _mark_best(group: list[dict[str, Any]]) -> None:
 def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
     """Return the footnotes, each a sentence or two in one line."""
     protocols = _distinct(f"{flat['protocol']} ({flat['protocol_hash']})" for flat in flats)
-    counts = _distinct(flat["n"] for flat in flats)
+    counts = ", ".join(map(str, _counts(flats)))
     settings = {"prompt set": "dataset", "seed": "seed", "device": "device", "dtype": "dtype"}
     settings["kernel backend"] = "backend"
     named = [f"{word} {_distinct(flat[key] for flat in flats)}" for word, key in settings.items()]
@@ -239,6 +239,11 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
             line = f"{method_label(flat)} {bits_label(flat)} on {flat['model']}: {flat['state']}{message}"
             notes.append(line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 1] + "…")
     return [clean(note) for note in notes]
+
+
+def _counts(flats: Sequence[dict[str, Any]]) -> list[int]:
+    """Return the different N, those of cells that failed (0) only when there is no other."""
+    return sorted({flat["n"] for flat in flats if flat["n"]}) or [0]
 
 
 def _distinct(values: Iterable[object]) -> str:

@@ -296,3 +296,12 @@ def test_the_reference_is_not_compared_with_itself(record):
     assert "no reference" not in line
     orphan = render([record("ptq", 4, metrics={"psnr": note})], "table")
     assert "n/a: no reference" in orphan
+
+
+def test_failed_cells_do_not_count_as_another_number_of_prompts(record):
+    failed = record("ptq", 2, state="crashed", n=0, message="it broke")
+    text = render([record("ptq", 4), failed], "table")
+    assert "N = 64 prompts" in text
+    heading = next(line for line in text.splitlines() if line.startswith("Method"))
+    assert " N " not in heading
+    assert "N = 0 prompts" in render([failed], "table")

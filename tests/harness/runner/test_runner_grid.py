@@ -167,6 +167,16 @@ def test_failing_methods_are_typed_and_the_others_go_on(toy):
     assert "and says so at length" in tail
 
 
+@pytest.mark.parametrize("model", ["toy-a", "toy-broken"])
+def test_the_steps_of_failed_cells_are_not_waited_for(toy, model):
+    methods = ("raises", "statistics", "narrow", "fine")
+    assert toy.run(models=(model,), methods=methods, bits="3,4") == SOME_FAILED
+    assert "0 of 9 cells are stored" in toy.printed
+    shares = [int(line[1:4]) for line in toy.printed.splitlines() if line.startswith("[")]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+
+
 def test_failed_cells_are_retried_and_finished_ones_are_not(toy):
     toy.run(methods=("fine", "raises"))
     assert toy.run(methods=("fine", "raises")) == SOME_FAILED
