@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from records import result_bytes
 from rich.console import Console
 
 import harness.run
@@ -57,13 +58,6 @@ class Toy:
 
     def results_of(self, method: str) -> str:
         return result_bytes(self.cell(method))
-
-
-def result_bytes(cell: Path) -> str:
-    """The text of `result` in record.json, as it stands in the file."""
-    text = (cell / "record.json").read_text()
-    start, end = text.index('"result"'), text.index('"measured"')
-    return "{" + text[start:end].rstrip().rstrip(",") + "}"
 
 
 @pytest.fixture

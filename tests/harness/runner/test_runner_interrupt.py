@@ -24,7 +24,7 @@ def start(out: Path, trace: Path, delay: float) -> subprocess.Popen[str]:
 
 
 def results(out: Path) -> dict[str, str]:
-    from conftest import result_bytes
+    from records import result_bytes
 
     return {path.parent.name: result_bytes(path.parent) for path in out.glob("cells/*/record.json")}
 

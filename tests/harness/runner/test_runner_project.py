@@ -12,7 +12,7 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
-from conftest import result_bytes
+from records import result_bytes
 from torch import nn
 
 from harness.errors import CellError, UserError
