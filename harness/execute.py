@@ -112,7 +112,7 @@ class LocalExecutor:
         # glibc gives each large tensor back and faults it in anew; with memory kept, a step takes 15 % less.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
-        # Or the server would look for modules in the current folder first, and find folders of the same names.
+        # Or the server would look for modules in the current folder first and find folders of their names.
         os.environ.setdefault("PYTHONSAFEPATH", "1")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(self.preload))
