@@ -99,7 +99,7 @@ def _pair_figures(data: CellData) -> dict[str, Figure]:
     if data.reference_images is None:
         return {name: _absent(NO_REFERENCE) for name in ("psnr", "ssim", "lpips")}
     pair = data.images, data.reference_images
-    return {"psnr": _psnr(*pair), "ssim": _mean(ssim(*pair)), "lpips": _lpips(data, *pair)}
+    return {"psnr": _psnr(*pair), "ssim": _mean(ssim(*pair), most=1.0), "lpips": _lpips(data, *pair)}
 
 
 def _psnr(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Figure:
@@ -178,11 +178,11 @@ def _single(value: float) -> Figure:
     return Metric(value), None
 
 
-def _mean(values: Iterable[float | None], note: str | None = None) -> Figure:
-    """The mean over prompts with its t interval."""
+def _mean(values: Iterable[float | None], note: str | None = None, most: float = math.inf) -> Figure:
+    """The mean over prompts with its t interval, which ends at the `most` the metric can be."""
     listed = _finite(values)
     mean, lo, hi = t_interval(listed)
-    return Metric(mean, lo, hi, note), listed
+    return Metric(mean, lo, None if hi is None else min(hi, most), note), listed
 
 
 def _finite(values: Iterable[float | None]) -> list[float | None]:

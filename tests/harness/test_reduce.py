@@ -94,6 +94,17 @@ def test_an_identical_pair_is_null_and_does_not_swallow_the_mean(world: SceneWor
     assert per_prompt["lpips_scene"][2] == 0.0
 
 
+def test_an_interval_of_ssim_ends_at_one(world: SceneWorld) -> None:
+    data = cell(3)
+    data.images[:2] = data.reference_images[:2]
+    found = reduce_cell(data, world)[0]["ssim"]
+    assert found.value is not None
+    assert found.lo is not None
+    assert found.hi == 1.0
+    # Symmetric, it would end above one.
+    assert 2 * found.value - found.lo > 1.0
+
+
 def test_an_exact_copy_of_the_reference_has_no_psnr(world: SceneWorld) -> None:
     data = cell(3)
     data.images[:] = data.reference_images
