@@ -50,15 +50,15 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("after", [2, 9, 17])
 def test_sigkill_then_the_same_command_gives_the_same_bytes(tmp_path, undisturbed, after):
     out, trace = tmp_path / "run", tmp_path / "trace"
-    process = start(out, trace, 0.05)
+    process = start(out, trace, 0.15)
     wait_for(trace, after)
     process.kill()
     process.communicate(timeout=30)
     assert len(results(out)) < 5
     finished = len(list(out.glob("cells/*/blocks/[0-9]*/digest.json")))
-    time.sleep(0.3)  # its workers notice that it is gone, and end
+    time.sleep(0.6)  # its workers notice that it is gone, and end
     at_rest = trace.read_text()
-    time.sleep(0.2)
+    time.sleep(0.4)
     assert trace.read_text() == at_rest, "a worker outlived the run"
 
     trace.unlink()
@@ -72,7 +72,7 @@ def test_sigkill_then_the_same_command_gives_the_same_bytes(tmp_path, undisturbe
 
 def test_ctrl_c_exits_130_and_leaves_a_resumable_run(tmp_path, undisturbed):
     out, trace = tmp_path / "run", tmp_path / "trace"
-    process = start(out, trace, 0.05)
+    process = start(out, trace, 0.5)
     wait_for(trace, 6)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
