@@ -41,7 +41,7 @@ class Settings:
     text_steps: int = 800
     text_seconds: int = 40
     denoiser_steps: int = 40_000
-    denoiser_seconds: int = 370
+    denoiser_seconds: int = 375
     reference: int = 20_480
     evaluated: int = 512
 
