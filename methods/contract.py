@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 LayerKind = Literal["linear", "conv2d"]
@@ -182,8 +181,3 @@ def method(
         return function
 
     return decorate
-
-
-def is_target(module: nn.Module) -> bool:
-    """Whether a module is of a kind a method can be handed."""
-    return isinstance(module, nn.Linear | nn.Conv2d) and torch.is_floating_point(module.weight)

@@ -24,7 +24,7 @@ from harness.methods.layers import (
 )
 from harness.methods.mixing import best_mix
 from harness.methods.objective import LayerSample, row_errors
-from harness.methods.rounding import PLAIN_BITS, round_plain, round_uniform
+from harness.methods.rounding import round_plain, round_uniform
 from harness.methods.salience import descending, pearson_kurtosis
 from harness.methods.smoothing import input_channel_absmax, smoothing_scale
 
@@ -65,10 +65,7 @@ class MpqdmConfig(MethodConfig):
 )
 def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
     """Replace every target by the mix of widths with the least output error."""
-    for target in job.targets:
-        if target.w_bits >= PLAIN_BITS:
-            round_plain(job, target)
-            continue
+    for target in round_plain(job, job.targets):
         layer = job.layer(target.name)
         sample = LayerSample(layer, job.stream().samples(target.name), SAMPLE_ROWS)
         scale = _choose_scale(job, target, layer, sample, config)

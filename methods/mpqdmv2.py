@@ -26,7 +26,6 @@ from harness.methods.lowrank import output_svd, rank_rule, seen_error, truncated
 from harness.methods.mixing import Mix, best_mix
 from harness.methods.objective import LayerSample, row_errors
 from harness.methods.rounding import (
-    PLAIN_BITS,
     MixedRows,
     PlaneRows,
     UniformRows,
@@ -95,10 +94,7 @@ class _Fit:
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
     """Replace every target by its mix of channels and a branch for what the mix loses."""
-    for target in job.targets:
-        if target.w_bits >= PLAIN_BITS:
-            round_plain(job, target)
-            continue
+    for target in round_plain(job, job.targets):
         layer = job.layer(target.name)
         weight = weight_matrix(layer)
         act = activation_quantizer(target)

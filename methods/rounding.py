@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -171,13 +172,19 @@ def mix_rows(candidates: list[tuple[Tensor, UniformRows | PlaneRows]], choice: T
     return MixedRows(tuple(parts), row_part)
 
 
-def round_plain(job: QuantizeJob, target: LayerTarget) -> None:
-    """Replace a layer that stays at 8 bits: per-channel MSE grid, dynamic activations.
+def round_plain(job: QuantizeJob, targets: Sequence[LayerTarget]) -> list[LayerTarget]:
+    """Replace the layers that stay at 8 bits (per-channel MSE grid, dynamic activations); return the others.
 
     At 8 bits the grid's error is far below what mixing, smoothing or a branch could win, so no method spends
     bytes there.
     """
-    layer = job.layer(target.name)
-    weight = round_uniform(weight_matrix(layer), target.w_bits).pack()
-    job.replace(target.name, packed_layer(layer, weight, activation_quantizer(target)))
-    job.note(target.name, plain=True)
+    low = []
+    for target in targets:
+        if target.w_bits < PLAIN_BITS:
+            low.append(target)
+            continue
+        layer = job.layer(target.name)
+        weight = round_uniform(weight_matrix(layer), target.w_bits).pack()
+        job.replace(target.name, packed_layer(layer, weight, activation_quantizer(target)))
+        job.note(target.name, plain=True)
+    return low

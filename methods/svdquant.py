@@ -29,7 +29,7 @@ from harness.methods.layers import (
 )
 from harness.methods.lowrank import rank_rule, truncated_svd
 from harness.methods.objective import LayerSample, row_errors
-from harness.methods.rounding import PLAIN_BITS, PlaneRows, UniformRows, round_plain, round_uniform
+from harness.methods.rounding import PlaneRows, UniformRows, round_plain, round_uniform
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
 
 SAMPLE_ROWS = 512
@@ -137,10 +137,7 @@ class _Inputs:
 def quantize(job: QuantizeJob, config: SvdquantConfig) -> None:
     """Replace every target; layers with one input are smoothed together."""
     for group in job.input_groups():
-        low = [t for t in group if t.w_bits < PLAIN_BITS]
-        for target in group:
-            if target not in low:
-                round_plain(job, target)
+        low = round_plain(job, group)
         if low:
             _quantize_group(job, low, config)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedded import parts
-from embedded.captions import CHUNK, captioned_scenes, scene_labels, training_scenes
+from embedded.captions import CHUNK, captioned_scenes, scene_labels, tokenized, training_scenes
 from embedded.checkpoint import Batches, Progress
 from embedded.comprehension import Comprehension, noun_ids
 from embedded.run import SMOKE, Limit, Run, Settings
@@ -80,6 +80,20 @@ def test_captions_fit_and_come_back(kind: str) -> None:
     assert max(map(len, ids)) <= parts.TEXT_LENGTH == made.model_max_length
     back = [made.decode(row, skip_special_tokens=True).replace(" ,", ",").strip() for row in ids[:300]]
     assert back == texts[:300]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokenizing_in_parts_gives_what_the_tokenizer_gives_caption_by_caption(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedded.captions.CHUNK", 7)
+    texts = ["", *captioned()[1][:15]]
+    ids, mask = tokenized(tokenizer(kind), texts)
+    assert ids.shape == mask.shape == (16, parts.TEXT_LENGTH)
+    for row, kept, text in zip(ids, mask, texts, strict=True):
+        alone = tokenizer(kind)(text).input_ids
+        assert row[: len(alone)].tolist() == alone
+        assert kept.tolist() == [i < len(alone) for i in range(parts.TEXT_LENGTH)]
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,14 +39,32 @@ def scene_jobs(count: int) -> list[tuple[str, int]]:
     return [(f"train-{i}", min(CHUNK, count - at)) for i, at in enumerate(range(0, count, CHUNK))]
 
 
-def captioned_scenes(count: int) -> tuple[list[str], SceneBatch]:
-    """Training captions and scenes, made by all cores; the same whatever their number."""
+def _each(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+    """Results of `function` for `jobs`, by all cores."""
     # Forked, so that no worker has to import everything again; workers leave the GPU alone.
     with multiprocessing.get_context("fork").Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        made = pool.map(_captioned, scene_jobs(count), chunksize=1)
+        return pool.map(function, jobs, chunksize=1)
+
+
+def captioned_scenes(count: int) -> tuple[list[str], SceneBatch]:
+    """Training captions and scenes, made by all cores; the same whatever their number."""
+    made = _each(_captioned, scene_jobs(count))
     texts = [text for part, _ in made for text in part]
     columns = {name: np.concatenate([columns[name] for _, columns in made]) for name in made[0][1]}
     return texts, SceneBatch(**{name: torch.from_numpy(value) for name, value in columns.items()})
+
+
+def _tokenized(tokenizer: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask of some captions; for one worker."""
+    encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")
+    return encoded.input_ids.astype(np.int16), encoded.attention_mask.astype(np.bool_)
+
+
+def tokenized(tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Ids int16 [N, L] and mask bool [N, L], False at the padding, of captions; made by all cores."""
+    made = _each(partial(_tokenized, tokenizer), [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)])
+    ids, mask = (torch.from_numpy(np.concatenate(part)) for part in zip(*made, strict=True))
+    return ids, mask
 
 
 def scene_labels(batch: SceneBatch) -> Tensor:

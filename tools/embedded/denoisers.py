@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers import PixArtSigmaPipeline, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from embedded import parts
-from embedded.captions import captioned_scenes, scene_labels
+from embedded.captions import captioned_scenes, scene_labels, tokenized
 from embedded.checkpoint import Batches, Stream
 from embedded.comprehension import Comprehension, noun_ids
 from embedded.readers import channels_last, encode_all, load_vae
@@ -22,8 +21,10 @@ from embedded.training import Recipe, optimise
 CAPTION_DROP = 0.1
 COMPREHENSION = 0.02
 MIN_SNR = 5.0
-"""Loss weight min(SNR + 1, 5) / (SNR + 1) of the velocity, after Hang et al. 2023: an error of the image counts
-as much in full noise, where the layout is decided, as it does where half of the signal is left."""
+"""Loss weight min(SNR + 1, 5) / (SNR + 1) of the velocity, after Hang et al. 2023.
+
+So an error of the image counts in full noise too, where the layout is decided.
+"""
 
 
 class Design(NamedTuple):
@@ -74,9 +75,7 @@ def trained_before(folder: Path, made: Design) -> Design:
 def training_set(run: Run, tokenizer: Any, vae: Any) -> TrainingSet:
     """Caption, tokenize, render and encode the training scenes."""
     texts, scene_batch = captioned_scenes(run.settings.scenes)
-    encoded = tokenizer(["", *texts], padding="max_length", truncation=True, return_tensors="np")
-    ids = torch.from_numpy(encoded.input_ids.astype(np.int16)).to(run.device)
-    mask = torch.from_numpy(encoded.attention_mask.astype(np.bool_)).to(run.device)
+    ids, mask = (part.to(run.device) for part in tokenized(tokenizer, ["", *texts]))
     return TrainingSet(ids, mask, encode_all(run, vae, scene_batch), scene_labels(scene_batch).to(run.device))
 
 
