@@ -102,6 +102,9 @@ _SERVER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     # Or the server would look for modules in the current folder first and find folders of their names.
     "PYTHONSAFEPATH": "1",
+    # Libraries ask for a GPU while they are imported. Asked through the driver's runtime, torch would refuse
+    # the device to every process forked afterwards; through NVML it does not.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 
 
