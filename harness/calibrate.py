@@ -7,6 +7,7 @@ step, and a uniform sample of token rows (Linear) or whole maps (Conv2d). Layers
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,12 +86,19 @@ class Calibration:
         self._steps = steps
         self._statistics = dict(statistics)
         self._groups = dict(groups)
+        self._device = torch.device("cpu")
         if set(self._groups.values()) != set(self._statistics):
             raise ValueError("calibration: the layers and the statistics do not belong together")
         for group, entry in self._statistics.items():
             problem = entry.problem() or ("wrong number of steps" if len(entry.step_range) != steps else None)
             if problem:
                 raise ValueError(f"calibration of {group}: {problem}")
+
+    def on(self, device: torch.device) -> Calibration:
+        """Return the same calibration, its tensors handed out on a device; they are kept where they are."""
+        seen = copy.copy(self)
+        seen._device = device
+        return seen
 
     @property
     def steps(self) -> int:
@@ -109,15 +117,15 @@ class Calibration:
 
     def absmax(self, name: str) -> Tensor:
         """Largest |x| per input channel over all calibration data: float32 [in_channels]."""
-        return self._of(name).absmax
+        return self._of(name).absmax.to(self._device)
 
     def step_range(self, name: str) -> Tensor:
         """Smallest and largest value of the input at each sampling step: float32 [steps, 2]."""
-        return self._of(name).step_range
+        return self._of(name).step_range.to(self._device)
 
     def samples(self, name: str) -> Tensor:
         """A uniform sample of inputs, float32 [tokens, in_features] or [images, channels, height, width]."""
-        return self._of(name).samples
+        return self._of(name).samples.to(self._device)
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file."""

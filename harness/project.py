@@ -127,7 +127,9 @@ class ModelSession:
         job = QuantizeJob(
             denoiser=self._denoiser,
             targets=self._targets,
-            calibration=None if calibration is None else Calibration.load(calibration),
+            calibration=None
+            if calibration is None
+            else Calibration.load(calibration).on(self._denoiser.device),
             width=hidden_width(self._denoiser),
             embedded=self._card.embedded,
             seed=self._seed,

@@ -63,7 +63,7 @@ def best_mix(
     assigned, count = torch.full((count_rows,), bits), 0
     half = count_rows // 2
     if swap and half:
-        order = descending(error[bits]) if order is None else order
+        order = descending(error[bits]) if order is None else order.cpu()
         # Only the upper half can be raised and the lower half lowered: the rest need not be tried.
         error[bits + 1] = pool.add(order[:half].sort().values, bits + 1)
         error[bits - 1] = pool.add(order[count_rows - half :].sort().values, bits - 1)
@@ -90,7 +90,8 @@ class _Pool:
         least = torch.full((len(self._weight),), float("inf"))
         best = torch.zeros(len(self._weight), dtype=torch.int64)
         for rounded in self._rounder(self._weight[rows], bits):
-            error = row_errors(self._wanted[:, rows], self._inputs, rounded.values())
+            # Choosing is bookkeeping, done on the host whatever device the layer lies on.
+            error = row_errors(self._wanted[:, rows], self._inputs, rounded.values()).cpu()
             better = rows[error < least[rows]]
             least[rows] = torch.minimum(least[rows], error)
             best[better] = len(self.candidates)

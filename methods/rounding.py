@@ -160,7 +160,7 @@ def mix_rows(candidates: list[tuple[Tensor, UniformRows | PlaneRows]], choice: T
 
     Args:
         candidates: each with the row numbers it covers, int64, ascending.
-        choice: int64 [rows], for every row a candidate that covers it.
+        choice: int64 [rows], for every row a candidate that covers it; on the host.
     """
     used = sorted(set(choice.tolist()))
     row_part = torch.zeros(len(choice), dtype=torch.uint8)
@@ -169,7 +169,7 @@ def mix_rows(candidates: list[tuple[Tensor, UniformRows | PlaneRows]], choice: T
         rows, rounded = candidates[number]
         row_part[choice == number] = index
         parts.append(rounded.take(choice[rows] == number))
-    return MixedRows(tuple(parts), row_part)
+    return MixedRows(tuple(parts), row_part.to(parts[0].codes.codes.device))
 
 
 def round_plain(job: QuantizeJob, targets: Sequence[LayerTarget]) -> list[LayerTarget]:
