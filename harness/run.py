@@ -275,7 +275,7 @@ def finish(console: Console, plan: Plan, store: RunStore, jobs: dict[str, Job]) 
     console.print()
     write_reports(console, plan, store, records)
     console.print(f"tables and pictures: {plan.out}", highlight=False, markup=False, soft_wrap=True)
-    return print_failures(console, plan.cells, records)
+    return print_failures(console, store, plan.cells, records)
 
 
 def write_reports(console: Console, plan: Plan, store: RunStore, records: Sequence[Record]) -> None:
@@ -298,15 +298,18 @@ def write_reports(console: Console, plan: Plan, store: RunStore, records: Sequen
     pictures.write_pictures(store.root, everything, captions)
 
 
-def print_failures(console: Console, cells: Sequence[Cell], records: Sequence[Record]) -> int:
-    """Name the cells that failed and return the exit code."""
+def print_failures(
+    console: Console, store: RunStore, cells: Sequence[Cell], records: Sequence[Record]
+) -> int:
+    """Say how to read more of each cell that failed than its line under the table; return the exit code."""
     failed = [record for record in records if record.result.state != "ok"]
     if not failed and len(records) == len(cells):
         return OK
     titles = {cell.key: cell.title for cell in cells}
-    console.print(f"{len(failed)} of {len(cells)} cells failed:", highlight=False)
+    console.print(f"{len(failed)} of {len(cells)} cells failed; their logs:", highlight=False)
     for record in failed:
-        line = f"  {titles[record.identity.cell]}: {record.result.state}: {record.result.message}"
+        key = record.identity.cell
+        line = f"  {titles[key]}: harness show {store.root} {key}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return SOME_FAILED
 
