@@ -25,7 +25,7 @@ LONGEST_PROMPT = 10_000
 ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _SHOWN = 40
 _ALLOWED_CONTROLS = "\t\n\r"
-_YAML_CORE = ("str", "int", "float", "bool", "null", "timestamp")
+_YAML_CORE = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq")
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ def line_of(text: str, key: str) -> int:
 def yaml_pairs(path: Path) -> list[tuple[str | None, str, int]]:
     """Return a YAML mapping of scalars, or a list of them, in file order: key, value, line.
 
-    The nodes are read, never turned into objects: a key `0008` stays those four characters, whatever number a
-    YAML version makes of it, and no tag can name anything to be built.
+    The parser's events are read, never turned into objects: a key `0008` stays those four characters,
+    whatever number a YAML version makes of it; no tag can name anything to be built; and nesting, which makes
+    the library's own composer overflow the stack, ends the reading at its first bracket.
 
     Returns:
         Triples of key (None in a list), value and line.
@@ -175,39 +176,49 @@ def yaml_pairs(path: Path) -> list[tuple[str | None, str, int]]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = read_text(path)
     try:
-        root = yaml.compose(text, Loader=loader)
+        is_list, scalars = _flat_yaml(yaml.parse(read_text(path), Loader=loader), path)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = Place(path, mark.line + 1 if mark else None)
         raise place.refuse(f"damaged or truncated YAML ({error.problem})") from error
     except yaml.YAMLError as error:
         raise Place(path).refuse(f"not YAML that can be read ({str(error).splitlines()[0]})") from error
-    except RecursionError:
-        raise Place(path).refuse("nested too deeply") from None
-    if isinstance(root, yaml.MappingNode):
-        pairs = [(_scalar(key, path), _scalar(value, path), _line(key)) for key, value in root.value]
-    elif isinstance(root, yaml.SequenceNode):
-        return [(None, _scalar(value, path), _line(value)) for value in root.value]
-    else:
-        raise Place(path).refuse("holds neither a mapping of names to prompts nor a list of prompts")
-    unique((key, Place(path, line)) for key, _, line in pairs)
-    return list(pairs)
+    if is_list:
+        return [(None, value, line) for value, line in scalars]
+    pairs = zip(scalars[::2], scalars[1::2], strict=True)
+    found = [(key, value, line) for (key, line), (value, _) in pairs]
+    unique((key, Place(path, line)) for key, _, line in found)
+    return list(found)
 
 
-def _line(node: Any) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _scalar(node: Any, path: Path) -> str:
+def _flat_yaml(events: Iterator[Any], path: Path) -> tuple[bool, list[tuple[str, int]]]:
+    """Return whether the document is a list, and its scalars with their lines: keys and values in turns."""
     import yaml
 
-    if not isinstance(node, yaml.ScalarNode):
-        raise Place(path, _line(node)).refuse("a name or prompt is a list or mapping, not a text")
-    if node.tag not in {f"tag:yaml.org,2002:{name}" for name in _YAML_CORE}:
-        raise Place(path, _line(node)).refuse(f"the tag {shown(node.tag)} is not accepted in a prompt file")
-    return str(node.value)
+    inside = (yaml.MappingEndEvent, yaml.SequenceEndEvent, yaml.DocumentEndEvent)
+    root: Any = None
+    scalars: list[tuple[str, int]] = []
+    for event in events:
+        place = Place(path, int(event.start_mark.line) + 1)
+        if isinstance(event, yaml.DocumentStartEvent) and root is not None:
+            raise place.refuse("a second YAML document begins here")
+        if isinstance(event, (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent, *inside)):
+            continue
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", *(f"tag:yaml.org,2002:{name}" for name in _YAML_CORE)):
+            raise place.refuse(f"the tag {shown(tag)} is not accepted in a prompt file")
+        if root is None:
+            if not isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+                raise place.refuse("neither a mapping of names to prompts nor a list of prompts")
+            root = event
+        elif isinstance(event, yaml.ScalarEvent):
+            scalars.append((event.value, place.line or 1))
+        else:
+            raise place.refuse("a name or prompt is a list, a mapping or a reference, not a text")
+    if root is None:
+        raise Place(path).refuse("is empty")
+    return isinstance(root, yaml.SequenceStartEvent), scalars
 
 
 def table_rows(
