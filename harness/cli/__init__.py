@@ -1,4 +1,4 @@
-"""The command line: `harness run`, `list`, `protocol`, `prompts`, `leaks`, `report` and `show`.
+"""The command line: `harness run`, `list`, `protocol`, `prompts`, `leaks`, `fetch`, `report` and `show`.
 
 Importing it, and printing help, touches neither torch, diffusers nor pandas: every command imports what it
 needs when it runs. Whatever the user does wrong is one line on the error stream and exit code 2.
@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.fetch import fetch_command
 from harness.cli.listing import list_command
 from harness.cli.prompts import leaks_command, prompts_command
 from harness.cli.protocols import protocol_app
@@ -37,6 +38,7 @@ app.add_typer(protocol_app, name="protocol")
 app.command("prompts", help="Print what a prompt file holds and what a protocol takes of it.")(
     prompts_command
 )
+app.command("fetch", help="Download the prompt files a protocol needs, with a manifest.")(fetch_command)
 app.command("leaks", help="Count what calibration and evaluation prompts have in common.")(leaks_command)
 
 

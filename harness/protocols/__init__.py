@@ -13,7 +13,7 @@ from harness.canonical import digest_json
 from harness.errors import UserError, unknown
 
 DEFAULT_SEED = 0
-_NOT_HASHED = ("summary", "dataset", "published_n", "source")
+_NOT_HASHED = ("summary", "dataset", "published_n", "source", "fetches")
 _LATER = {
     "seeds": "sha256",
     "calibration_dataset": None,
@@ -67,6 +67,7 @@ class Protocol:
         policy: which layers are quantized how: `harness`, or `published` for what each model's paper did.
         published_n: prompts the published numbers are over, or None; not hashed.
         source: where it is published, and what had to be settled beside it; not hashed.
+        fetches: files that `harness fetch` downloads for it (`harness.datasets.sources`); not hashed.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Protocol:
     policy: str = "harness"
     published_n: int | None = None
     source: str = ""
+    fetches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,5 +21,6 @@ PROTOCOLS = (
             "--dataset unconditional); DiT-XL/2 250 steps, guidance 1.5. Settled here: the order of the "
             "classes, of which every one comes once before any comes again, and the seeds."
         ),
+        fetches=("adm-imagenet",),
     ),
 )

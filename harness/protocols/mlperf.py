@@ -29,5 +29,6 @@ PROTOCOLS = (
             "calibration is on qdiff, which shares images and captions with the evaluation (`harness "
             "leaks` counts them)."
         ),
+        fetches=("coco-mlperf", "qdiff"),
     ),
 )

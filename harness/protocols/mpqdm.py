@@ -17,5 +17,6 @@ PROTOCOLS = (
             "random prompts were used: which ones, their captions and seeds, and calibration on prompts of "
             "the same file that are not evaluated."
         ),
+        fetches=("coco-2014",),
     ),
 )

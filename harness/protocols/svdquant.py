@@ -33,5 +33,6 @@ PROTOCOLS = (
             "where the code draws 128 denoiser calls of them; models that the paper does not have follow "
             "their cards."
         ),
+        fetches=("mjhq", "sdci", "qdiff"),
     ),
 )
