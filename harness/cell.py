@@ -78,7 +78,7 @@ class Job:
 
 def block_owner(prompts: Sequence[Prompt], checkpoint: str) -> str:
     """Return the digest of what a block's images depend on beyond the cell's key."""
-    return digest_json({"prompts": [[p.id, p.text] for p in prompts], "checkpoint": checkpoint})
+    return digest_json({"prompts": [p.identity() for p in prompts], "checkpoint": checkpoint})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ def hash_seed(*parts: str | int) -> int:
 
 
 def prompt_seed(prompt: Prompt, seed: int) -> int:
-    """Return the seed of one image from the prompt's id and text and the protocol's seed."""
+    """Return the seed of one image: the prompt's own, else from its id and text and the protocol's seed."""
+    if prompt.seed is not None:
+        return prompt.seed
     return hash_seed("prompt", prompt.id, prompt.text, seed)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.bits import Bits, parse_bits
 from harness.canonical import digest_file, digest_json
-from harness.datasets.contract import Prompt, PromptSet
-from harness.errors import UserError
-from harness.protocols import EffectiveProtocol, settle
+from harness.datasets.contract import Prompt
+from harness.datasets.leaks import Overlap, overlap
+from harness.prompting import calibration_prompts, calibration_sets, evaluation_prompts, file_digest
+from harness.protocols import EffectiveProtocol, for_model, settle
 from harness.reports.record import Identity
 from harness.request import (
     REFERENCE,
@@ -79,6 +79,7 @@ class Plan:
         prompts: by dataset, whole blocks: the first `n` count, the rest fills the last batch.
         calibration_prompts: by dataset.
         data_digest: digest of the files that metrics were given.
+        leaks: by dataset, what its calibration and evaluation prompts have in common.
     """
 
     protocol: EffectiveProtocol
@@ -92,6 +93,7 @@ class Plan:
     models: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     bits: tuple[Bits, ...] = ()
+    leaks: dict[str, Overlap] = field(default_factory=dict)
 
     def blocks(self, dataset: str) -> list[list[Prompt]]:
         """Return the prompts of each block."""
@@ -102,7 +104,7 @@ class Plan:
 
 @dataclass
 class _Grid:
-    """What `make_plan` has settled before it forms cells."""
+    """What `make_plan` has settled before it forms cells; `data` is the digest of a prompt set's file."""
 
     world: World
     protocol: EffectiveProtocol
@@ -110,6 +112,7 @@ class _Grid:
     data_paths: dict[str, Path]
     fingerprint: dict[str, str] = field(default_factory=dict)
     calibration_prompts: dict[str, list[Prompt]] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
 
 
 def make_plan(request: Request, world: World) -> Plan:
@@ -124,15 +127,24 @@ def make_plan(request: Request, world: World) -> Plan:
     models = choose_models(request, world)
     datasets = request.datasets or (protocol.base.dataset,)
     sets = {name: world.dataset(name) for name in datasets}
-    data_paths = choose_data_paths(request.data_paths, sets, world)
     choice = choose_methods(request, world)
-    prompts = {name: _whole_blocks(s, request.prompts, protocol, data_paths) for name, s in sets.items()}
+    calibrated_on = calibration_sets(protocol, sets, choice, world)
+    read = sets | {prompts.name: prompts for prompts in calibrated_on.values()}
+    data_paths = choose_data_paths(request.data_paths, read, world)
+    prompts = {
+        name: evaluation_prompts(found, request.prompts, protocol, data_paths.get(name))
+        for name, found in sets.items()
+    }
     grid = _Grid(world, protocol, world.device(request.device), data_paths)
     grid.fingerprint = world.fingerprint(grid.device)
-    count = protocol.base.calibration_prompts
-    grid.calibration_prompts = {n: s.calibration(count, data_paths.get(n)) for n, s in sets.items()}
+    for name, found in sets.items():
+        used = calibrated_on.get(name)
+        path = None if used is None else data_paths.get(used.name)
+        grid.calibration_prompts[name] = calibration_prompts(used, protocol, path)
+        if name in data_paths:
+            grid.data[name] = file_digest(found, data_paths[name])
     paths = choose_model_paths(request.model_paths, models, world)
-    facts = [world.model(name, protocol.to_json(), paths) for name in models]
+    facts = [world.model(name, for_model(protocol.to_json(), name), paths) for name in models]
     cells = [cell for model in facts for name in datasets for cell in _cells(grid, model, name, choice, bits)]
     return Plan(
         protocol=protocol,
@@ -142,10 +154,14 @@ def make_plan(request: Request, world: World) -> Plan:
         calibration_prompts=grid.calibration_prompts,
         device=grid.device,
         out=request.out or Path("runs") / f"{protocol.base.name}-{protocol.hash}",
-        data_digest=digest_json({k: _path_digest(p) for k, p in data_paths.items() if k not in sets}),
+        data_digest=digest_json({k: _path_digest(p) for k, p in data_paths.items() if k not in read}),
         models=tuple(models),
         methods=tuple(method.name for method in choice),
         bits=bits,
+        leaks={
+            name: overlap(grid.calibration_prompts[name], found[: request.prompts])
+            for name, found in prompts.items()
+        },
     )
 
 
@@ -153,7 +169,8 @@ def _cells(
     grid: _Grid, model: ModelFacts, dataset: str, methods: Sequence[MethodFacts], bits: Sequence[Bits]
 ) -> list[Cell]:
     """Return the reference and then each method at each width, without repetitions."""
-    setting = Setting(model, dataset, grid.protocol.to_json(), grid.device, grid.data_paths)
+    protocol = for_model(grid.protocol.to_json(), model.name)
+    setting = Setting(model, dataset, protocol, grid.device, grid.data_paths)
     reference = _cell(grid, setting, None, REFERENCE_BITS, "")
     found = {reference.key: reference}
     for method in methods:
@@ -180,6 +197,8 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         "backend": BACKEND,
         "fingerprint": {**grid.fingerprint, "method": "" if method is None else method.fingerprint},
     }
+    if setting.dataset in grid.data:
+        hashed["data"] = grid.data[setting.dataset]
     key = digest_json(hashed)[:KEY_DIGITS]
     identity = Identity(
         cell=key,
@@ -193,7 +212,7 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         seed=protocol.seed,
         device=setting.device,
         backend=BACKEND,
-        dtype=protocol.base.dtype,
+        dtype=setting.protocol["dtype"],
         wbits=bits.weight,
         abits=bits.act,
         reconstruction=method is not None and method.reconstruction,
@@ -211,7 +230,7 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
 
 
 def _calibration_key(grid: _Grid, setting: Setting) -> str:
-    prompts = [[prompt.id, prompt.text] for prompt in grid.calibration_prompts[setting.dataset]]
+    prompts = [prompt.identity() for prompt in grid.calibration_prompts[setting.dataset]]
     about = {
         "weights": setting.model.digest,
         "sampling": setting.model.sampling,
@@ -231,24 +250,6 @@ def _unsupported(method: MethodFacts, bits: Bits) -> str | None:
         declared = ", ".join(map(str, method.act_bits))
         return f"{method.name} declares activation bits {declared}, not {bits.act}"
     return None
-
-
-def _whole_blocks(
-    prompts: PromptSet, n: int, protocol: EffectiveProtocol, data_paths: Mapping[str, Path]
-) -> list[Prompt]:
-    """Return at least `n` prompts in whole blocks, or as many as the set has.
-
-    A batch's composition must not depend on `n`, or a larger run could not reuse the last block.
-    """
-    size = protocol.base.block
-    path = data_paths.get(prompts.name)
-    prompts.prompts(n, path)  # what the user asked for must be there, and is what the message names
-    for count in range(math.ceil(n / size) * size, n, -1):
-        try:
-            return prompts.prompts(count, path)
-        except UserError:
-            continue
-    return prompts.prompts(n, path)
 
 
 def _path_digest(path: Path) -> str:

@@ -41,7 +41,10 @@ def effective_card(name: str, protocol: Mapping[str, Any]) -> ModelCard:
     from harness.models import registry
 
     card = registry.get(name)
-    changes = {key: protocol[key] for key in ("steps", "guidance") if protocol[key] is not None}
+    fixed = {key: protocol.get(key) for key in ("steps", "guidance", "height", "width")}
+    changes: dict[str, Any] = {key: value for key, value in fixed.items() if value is not None}
+    if protocol.get("negative_prompt") is not None:
+        changes["call"] = {**card.sampling.call, "negative_prompt": protocol["negative_prompt"]}
     return replace(card, sampling=replace(card.sampling, **changes))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.datasets.contract import PromptSet
 from harness.errors import UserError, unknown
+from harness.fetching import held
 from harness.world import MethodFacts, World
 
 REFERENCE = "reference"
@@ -123,8 +125,14 @@ def choose_model_paths(texts: Sequence[str], models: Sequence[str], world: World
     return found
 
 
+def data_folder() -> Path:
+    """Return where `harness fetch` puts files and `harness run` looks for those that are not given."""
+    given = os.environ.get("HARNESS_DATA")
+    return Path(given) if given else Path.home() / ".cache" / "lowbit-harness"
+
+
 def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world: World) -> dict[str, Path]:
-    """Return `--data-path` by prompt set or metric file.
+    """Return `--data-path` by prompt set or metric file; for sets without one, the fetched file.
 
     Raises:
         UserError: nothing takes it, it is not there, or a prompt set lacks its own.
@@ -139,5 +147,9 @@ def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world
             raise UserError(f"--data-path {name}: {path} does not exist")
     for name, prompts in sets.items():
         if prompts.takes_path and name not in found:
+            fetched = held(name, data_folder())
+            if fetched is not None:
+                found[name] = fetched
+                continue
             raise UserError(f"dataset {name} needs its file: give --data-path {name}=PATH")
     return found

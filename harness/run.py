@@ -145,6 +145,9 @@ def announce(console: Console, plan: Plan, workers: int) -> None:
         f"protocol {plan.protocol.base.name} ({plan.protocol.hash}), seed {plan.protocol.seed}; "
         f"device {plan.device}, {workers} worker{'s' if workers > 1 else ''}; run folder {plan.out}"
     )
+    for name, leak in plan.leaks.items():
+        if leak.ids:
+            text += f"\ncalibration leak: {leak.line()} ({name})"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

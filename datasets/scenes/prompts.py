@@ -42,6 +42,10 @@ class Scenes:
     )
     takes_path = False
 
+    def count(self, path: Path | None = None) -> int:
+        """Return how many captions are offered."""
+        return LARGEST
+
     def prompts(self, n: int, path: Path | None = None) -> list[Prompt]:
         """Return the first `n` captions of held-out scenes."""
         return _take(n, "scene", held_out=True)
@@ -49,3 +53,6 @@ class Scenes:
     def calibration(self, n: int, path: Path | None = None) -> list[Prompt]:
         """Return `n` captions of scenes that are not held out."""
         return _take(n, "calibration", held_out=False)
+
+    def source(self, path: Path) -> None:
+        """Return None: nothing is read."""

@@ -1,4 +1,4 @@
-"""The command line: `harness run`, `list`, `report` and `show`.
+"""The command line: `harness run`, `list`, `protocol`, `prompts`, `leaks`, `fetch`, `report` and `show`.
 
 Importing it, and printing help, touches neither torch, diffusers nor pandas: every command imports what it
 needs when it runs. Whatever the user does wrong is one line on the error stream and exit code 2.
@@ -11,7 +11,10 @@ import sys
 
 import typer
 
+from harness.cli.fetch import fetch_command
 from harness.cli.listing import list_command
+from harness.cli.prompts import leaks_command, prompts_command
+from harness.cli.protocols import protocol_app
 from harness.cli.reporting import report_command, show_command
 from harness.cli.running import run_command
 from harness.errors import UserError
@@ -31,6 +34,12 @@ app.command("run", help="Quantize, generate, measure and compare every cell of a
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
+app.add_typer(protocol_app, name="protocol")
+app.command("prompts", help="Print what a prompt file holds and what a protocol takes of it.")(
+    prompts_command
+)
+app.command("fetch", help="Download the prompt files a protocol needs, with a manifest.")(fetch_command)
+app.command("leaks", help="Count what calibration and evaluation prompts have in common.")(leaks_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,13 +5,43 @@ Numbers of different protocol hashes never share a column. The number of prompts
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.canonical import digest_json
 from harness.errors import UserError, unknown
 
 DEFAULT_SEED = 0
+_NOT_HASHED = ("summary", "dataset", "published_n", "source", "fetches")
+_LATER = {
+    "seeds": "sha256",
+    "calibration_dataset": None,
+    "models": {},
+    "policy": "harness",
+}
+"""Fields that came later with the value they had unsaid: left out at that value, so that hashes stay."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a protocol fixes for one model; None leaves it to the protocol, then to the model's card.
+
+    Attributes:
+        dtype: of the pipeline.
+        steps: sampling steps.
+        guidance: guidance scale, as the pipeline's call takes it.
+        height: image height in pixels.
+        width: image width in pixels.
+        negative_prompt: what guidance leads away from; unsaid, the empty text.
+    """
+
+    dtype: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -20,16 +50,24 @@ class Protocol:
 
     Attributes:
         name: the name on the command line.
-        dataset: the prompt set used when `--dataset` is not given.
+        dataset: the prompt set used when `--dataset` is not given; not hashed, a cell names its own.
         summary: one line; not hashed.
         seed: the seed it fixes, or None when `--seed` sets it.
         block: prompts per block: one batch and the unit of resuming.
         dtype: of the pipeline.
+        selection: which prompts of a set are taken (`harness.datasets.selection`).
         steps: sampling steps, or None for the model card's.
         guidance: guidance scale, or None for the model card's.
         calibration_prompts: prompts the input statistics are recorded on.
         calibration_mib: memory bound of the recorded samples of one model, in MiB.
         metrics: version of the metric definitions.
+        seeds: rule of each image's seed (`harness.datasets.selection`).
+        calibration_dataset: the set calibrated on, or None for the evaluation set's own.
+        models: what is fixed for single models.
+        policy: which layers are quantized how: `harness`, or `published` for what each model's paper did.
+        published_n: prompts the published numbers are over, or None; not hashed.
+        source: where it is published, and what had to be settled beside it; not hashed.
+        fetches: files that `harness fetch` downloads for it (`harness.datasets.sources`); not hashed.
     """
 
     name: str
@@ -44,6 +82,13 @@ class Protocol:
     calibration_prompts: int = 16
     calibration_mib: int = 256
     metrics: int = 1
+    seeds: str = "sha256"
+    calibration_dataset: str | None = None
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    policy: str = "harness"
+    published_n: int | None = None
+    source: str = ""
+    fetches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,9 +100,22 @@ class EffectiveProtocol:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that is hashed, JSON types."""
-        fields = asdict(self.base)
-        del fields["summary"], fields["dataset"]
-        return {**fields, "seed": self.seed}
+        fields = self.hashed()
+        unsaid = [name for name, value in _LATER.items() if fields[name] == value]
+        return {name: value for name, value in fields.items() if name not in unsaid}
+
+    def hashed(self) -> dict[str, Any]:
+        """Return the fields that `to_json` takes its own from, none left out for being unsaid."""
+        return {name: value for name, value in self.show().items() if name not in _NOT_HASHED}
+
+    def show(self) -> dict[str, Any]:
+        """Return every field, JSON types: what is hashed and what is not."""
+        fields = {**asdict(self.base), "seed": self.seed}
+        fields["models"] = {
+            model: {name: value for name, value in settings.items() if value is not None}
+            for model, settings in fields["models"].items()
+        }
+        return fields
 
     @property
     def hash(self) -> str:
@@ -65,10 +123,17 @@ class EffectiveProtocol:
         return digest_json(self.to_json())[:12]
 
 
-def _protocols() -> dict[str, Protocol]:
-    from harness.protocols.scenes import PROTOCOLS
+def for_model(protocol: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Return what a hashed protocol says of one model: its own settings in the place of the general ones."""
+    general = {name: value for name, value in protocol.items() if name != "models"}
+    return {**general, **protocol.get("models", {}).get(model, {})}
 
-    return {protocol.name: protocol for protocol in PROTOCOLS}
+
+def _protocols() -> dict[str, Protocol]:
+    from harness.protocols import adm, mlperf, mpqdm, scenes, svdquant
+
+    modules = (scenes, svdquant, mlperf, mpqdm, adm)
+    return {protocol.name: protocol for module in modules for protocol in module.PROTOCOLS}
 
 
 def names() -> list[str]:

@@ -146,6 +146,6 @@ def test_more_prompts_than_there_are_is_refused_at_once() -> None:
 
 
 def test_an_unknown_set_is_answered_with_the_nearest() -> None:
-    assert names() == ["scenes"]
+    assert "scenes" in names()
     with pytest.raises(UserError, match="did you mean scenes"):
         get("scene")

@@ -42,6 +42,12 @@ class ToySet:
     size: int = SETSIZE
     summary: str = "a toy"
 
+    def count(self, path=None):
+        return self.size
+
+    def source(self, path):
+        return path
+
     def prompts(self, n, path=None):
         if n > self.size:
             raise UserError(f"{self.name} has {self.size} prompts, not {n}")
