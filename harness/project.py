@@ -315,7 +315,7 @@ class Project:
 
     @cache  # noqa: B019 (there is one project per process)
     def judging(self) -> str:
-        """Return the digest of the recogniser, its statistics, and the metrics' sources and cached weights."""
+        """Return the digest of the recogniser, its statistics, the metrics' sources and their weights."""
         from harness.datasets.scenes.recogniser import assets
         from harness.metrics.sources import cached_weights
 

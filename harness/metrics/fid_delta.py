@@ -44,8 +44,8 @@ def fid_delta(features: Features, reference_model: Features, real: Features | Ga
 def influence(features: Features, real: Gaussian) -> NDArray[np.float64]:
     """Return the influence of each row on the FID to `real`, to first order: float64 [n], mean 0.
 
-    With z = x - mu1 and S2 = AᵀA it is 2 z·(mu1 - mu2) + zᵀ G z - tr(G S1), where the gradient of the distance
-    in S1 is G = I - Aᵀ (A S1 Aᵀ)^-½ A. Directions without spread are left out of the inverse.
+    With z = x - mu1 and S2 = AᵀA it is 2 z·(mu1 - mu2) + zᵀ G z - tr(G S1), where the gradient of the
+    distance in S1 is G = I - Aᵀ (A S1 Aᵀ)^-½ A. Directions without spread are left out of the inverse.
     """
     wide = features.astype(np.float64)
     mean = wide.mean(axis=0)

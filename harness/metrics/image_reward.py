@@ -36,7 +36,7 @@ def load_image_reward(found: Found, device: str = "cpu") -> nn.Module:
         ModuleNotFoundError: image-reward is not installed.
     """
     package = import_image_reward()
-    with quiet_imports(), _tokenizer_from(found.path("vocab.txt").parent):
+    with quiet_imports(), local_tokenizer(found.path("vocab.txt").parent):
         model: nn.Module = package.ImageReward(med_config=str(found.path("med_config.json")), device=device)
     state = load_tensors(found.path("ImageReward.pt"))
     try:
@@ -73,7 +73,7 @@ def image_reward(model: nn.Module, images: NDArray[np.uint8], prompts: Sequence[
 
 
 @contextmanager
-def _tokenizer_from(folder: Path) -> Iterator[None]:
+def local_tokenizer(folder: Path) -> Iterator[None]:
     """Let BLIP build its tokenizer from local files, where the package would fetch it by name."""
     blip = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
     stock = blip.init_tokenizer

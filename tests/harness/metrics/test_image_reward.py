@@ -61,10 +61,10 @@ def save_random_weights(folder: Path) -> None:
     with pytest.raises(UserError, match=r"lacks \d+ weights"):
         load_image_reward(folder)
     package = import_image_reward()
-    from harness.metrics.image_reward import _tokenizer_from
+    from harness.metrics.image_reward import local_tokenizer
 
     torch.manual_seed(0)
-    with _tokenizer_from(folder):
+    with local_tokenizer(folder):
         model = package.ImageReward(med_config=str(folder / "med_config.json"), device="cpu")
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
