@@ -1,1 +1,1 @@
-"""Conformance of every metric with the library or the closed form that defines it, as `harness doctor` runs it."""
+"""Every metric against the library or closed form that defines it, as `harness doctor` runs it."""

@@ -88,7 +88,9 @@ def write_clip(folder: Path) -> tuple[Any, Any]:
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
     words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     last = len(words) - 1
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     common = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     ends = {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
