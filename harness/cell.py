@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Pictures = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 
 REFERENCE_BITS = 16.0
+FEATURES = "features"
+"""Folder of the run in which networks' features of images are kept."""
 MEASURED_PROMPTS = 1
 """Prompts in the batch that is timed: latency, not throughput."""
 
@@ -187,7 +189,7 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
     pictures = _pictures(world, job, blocks)
     reference_blocks = _read(reference, "") if against is not None and against.complete else None
     metrics, per_prompt = world.reduce(
-        job.cell.setting,
+        replace(job.cell.setting, cache=job.root / FEATURES),
         job.prompts,
         pictures,
         None if reference_blocks is None else _pictures(world, reference, reference_blocks),

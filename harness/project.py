@@ -305,13 +305,13 @@ class Project:
     def check_data_path(self, name: str, path: Path) -> None:
         """Check the path of a metric's weights."""
         from harness.datasets import registry
-        from harness.metrics import DATA_FILES, check_data_path
+        from harness.metrics import DATA_PATHS, check_data_path
 
         if name in registry.names():
             raise UserError(f"--data-path {name}: {name} is not among the datasets of this run")
-        if name not in DATA_FILES:
+        if name not in DATA_PATHS:
             takers = [kind for kind in registry.names() if registry.get(kind).takes_path]
-            raise unknown("--data-path name", name, [*DATA_FILES, *takers])
+            raise unknown("--data-path name", name, [*DATA_PATHS, *takers])
         check_data_path(name, path)
 
     def fingerprint(self, device: str) -> dict[str, str]:
@@ -320,14 +320,16 @@ class Project:
 
     @cache  # noqa: B019 (there is one project per process)
     def judging(self) -> str:
-        """Return the digest of the recogniser, its statistics, and the sources of the metrics."""
+        """Return the digest of the recogniser, its statistics, the metrics' sources and their weights."""
         from harness.datasets.scenes.recogniser import assets
+        from harness.metrics.sources import cached_weights
 
         sources = source_digest(
-            _JUDGING, ("harness.metrics", "harness.datasets", "harness.reports.statistics")
+            _JUDGING,
+            ("harness.figures", "harness.metrics", "harness.datasets", "harness.reports.statistics"),
         )
         files = {path.name: digest_file(path) for path in sorted(assets().glob("*.safetensors"))}
-        return digest_json({"sources": sources, "files": files})
+        return digest_json({"sources": sources, "files": files, "cached": cached_weights()})
 
     def device(self, asked: str) -> str:
         """Settle the device."""
@@ -374,6 +376,8 @@ class Project:
             reference_features=against[1],
             dataset=setting.dataset,
             data_paths=setting.data_paths,
+            cache=setting.cache,
+            device=setting.device,
         )
         return reduce_cell(data)
 

@@ -108,6 +108,7 @@ class Setting:
         protocol: the effective protocol, as hashed.
         device: `cpu` or `cuda`.
         data_paths: `--data-path` of prompt sets and metrics.
+        cache: folder where features of images are kept, or None to keep none.
     """
 
     model: ModelFacts
@@ -115,6 +116,7 @@ class Setting:
     protocol: dict[str, Any]
     device: str
     data_paths: dict[str, Path]
+    cache: Path | None = None
 
 
 class Session(Protocol):

@@ -1,4 +1,4 @@
-"""The command line: `harness run`, `list`, `protocol`, `prompts`, `leaks`, `fetch`, `report` and `show`.
+"""The command line: one module per command.
 
 Importing it, and printing help, touches neither torch, diffusers nor pandas: every command imports what it
 needs when it runs. Whatever the user does wrong is one line on the error stream and exit code 2.
@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.doctor import doctor_command
 from harness.cli.fetch import fetch_command
 from harness.cli.listing import list_command
 from harness.cli.prompts import leaks_command, prompts_command
@@ -40,6 +41,7 @@ app.command("prompts", help="Print what a prompt file holds and what a protocol 
 )
 app.command("fetch", help="Download the prompt files a protocol needs, with a manifest.")(fetch_command)
 app.command("leaks", help="Count what calibration and evaluation prompts have in common.")(leaks_command)
+app.command("doctor", help="Say what this machine can measure, and whether it does so right.")(doctor_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import UserError
+from harness.metrics.sources import WEIGHTS, check_given
 
 MIN_N = 256
 """Images below which a distribution of 64 features is not compared: its covariance says too little."""
@@ -24,7 +25,8 @@ class MetricSpec:
         paired: compares each image with the reference's image of the same prompt and noise.
         min_n: images below which it is not formed.
         summary: one line for `harness list metrics`.
-        data: key of the file or folder it needs from `--data-path`, or None.
+        data: key of the weights it needs (`harness.metrics.sources.WEIGHTS`), or None. On the embedded world
+            the metrics of Inception features that have recogniser features need none.
     """
 
     name: str
@@ -36,13 +38,31 @@ class MetricSpec:
     data: str | None = None
 
 
+_SPACE = "recogniser features on scenes, else Inception's"
+
 METRICS: dict[str, MetricSpec] = {
     spec.name: spec
     for spec in (
         MetricSpec(
             "psnr", "dB", "higher", True, 1, "peak signal-to-noise ratio against the reference's image"
         ),
+        MetricSpec(
+            "psnr_pooled",
+            "dB",
+            "higher",
+            True,
+            1,
+            "PSNR of the mean squared error over all images: never infinite",
+        ),
         MetricSpec("ssim", "", "higher", True, 1, "structural similarity to the reference's image"),
+        MetricSpec(
+            "ms_ssim",
+            "",
+            "higher",
+            True,
+            1,
+            "multi-scale SSIM to the reference's image; sides over 160 pixels",
+        ),
         MetricSpec(
             "lpips",
             "",
@@ -53,43 +73,97 @@ METRICS: dict[str, MetricSpec] = {
             "lpips-alex",
         ),
         MetricSpec(
+            "lpips_vgg",
+            "",
+            "lower",
+            True,
+            1,
+            "LPIPS (VGG-16) to the reference's image; needs weights",
+            "lpips-vgg",
+        ),
+        MetricSpec(
             "lpips_scene", "", "lower", True, 1, "LPIPS formula on the scene recogniser's feature maps"
         ),
-        MetricSpec("fid", "", "lower", False, MIN_N, "FID on recogniser features, against rendered scenes"),
-        MetricSpec("fid_ref", "", "lower", False, MIN_N, "FID on recogniser features, against the reference"),
-        MetricSpec("kid", "", "lower", False, MIN_N, "KID on recogniser features, against rendered scenes"),
+        MetricSpec("fid", "", "lower", False, MIN_N, f"FID against real images: {_SPACE}", "inception"),
+        MetricSpec("fid_ref", "", "lower", False, MIN_N, f"FID against the reference: {_SPACE}", "inception"),
         MetricSpec(
-            "precision", "", "higher", False, MIN_N, "share of images among the rendered scenes (k = 3)"
+            "fid_delta",
+            "",
+            "lower",
+            False,
+            MIN_N,
+            "FID minus the reference's FID, paired by prompt",
+            "inception",
         ),
-        MetricSpec("recall", "", "higher", False, MIN_N, "share of rendered scenes among the images (k = 3)"),
+        MetricSpec(
+            "sfid", "", "lower", False, MIN_N, "FID of Inception's spatial features, as ADM", "inception"
+        ),
+        MetricSpec("kid", "", "lower", False, MIN_N, f"KID against real images: {_SPACE}", "inception"),
+        MetricSpec(
+            "inception_score", "", "higher", False, MIN_N, "inception score, ten shuffled splits", "inception"
+        ),
+        MetricSpec(
+            "precision",
+            "",
+            "higher",
+            False,
+            MIN_N,
+            "share of images among the real ones (k = 3)",
+            "inception",
+        ),
+        MetricSpec(
+            "recall",
+            "",
+            "higher",
+            False,
+            MIN_N,
+            "share of real images among the generated (k = 3)",
+            "inception",
+        ),
+        MetricSpec(
+            "density", "", "higher", False, MIN_N, "real neighbourhoods an image lies in (k = 5)", "inception"
+        ),
+        MetricSpec(
+            "coverage",
+            "",
+            "higher",
+            False,
+            MIN_N,
+            "share of real images with an image near (k = 5)",
+            "inception",
+        ),
+        MetricSpec("cmmd", "", "lower", False, MIN_N, "CLIP maximum mean discrepancy, unbiased", "clip-336"),
+        MetricSpec(
+            "fd_dinov2", "", "lower", False, MIN_N, "Fréchet distance of DINOv2 ViT-L/14 features", "dinov2"
+        ),
         MetricSpec(
             "prompt_accuracy", "", "higher", False, 1, "share of images that show all their prompt says"
         ),
+        MetricSpec(
+            "clip_score", "", "higher", False, 1, "100 cos of image and prompt, CLIP ViT-L/14", "clip"
+        ),
+        MetricSpec("clip_iqa", "", "higher", False, 1, "CLIP-IQA: good photo against bad, ViT-L/14", "clip"),
         MetricSpec(
             "image_reward", "", "higher", False, 1, "mean ImageReward score; needs weights", "image-reward"
         ),
     )
 }
 
-DATA_FILES: dict[str, tuple[str, ...]] = {
-    "lpips-alex": (),
-    "image-reward": ("ImageReward.pt", "med_config.json", "vocab.txt"),
-}
-"""Keys of `--data-path` that metrics read. Empty: the path is a file; else a folder of these files."""
+REAL_IMAGES = "reference-images"
+DATA_PATHS = (*WEIGHTS, REAL_IMAGES)
+"""Keys of `--data-path` that metrics read: weights by their key, and the real images of the prompt set."""
 
 
 def check_data_path(key: str, path: Path) -> None:
-    """Check a path given for a metric's weights, without loading them.
+    """Check a path given for a metric, without loading it.
 
     Raises:
         UserError: the file, the folder, or a file inside the folder does not exist.
     """
-    names = DATA_FILES[key]
-    if not names and not path.is_file():
-        raise UserError(f"--data-path {key}: {path} is not a file")
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise UserError(f"--data-path {key}: {path} holds no {', '.join(missing)}")
+    if key in WEIGHTS:
+        check_given(key, path)
+    elif not path.exists():
+        raise UserError(f"--data-path {key}: {path} does not exist")
 
 
 def check_data_paths(data_paths: Mapping[str, Path]) -> None:
@@ -99,5 +173,5 @@ def check_data_paths(data_paths: Mapping[str, Path]) -> None:
         UserError: as `check_data_path`.
     """
     for key, path in data_paths.items():
-        if key in DATA_FILES:
+        if key in DATA_PATHS:
             check_data_path(key, path)

@@ -1,7 +1,7 @@
 """ImageReward (Xu et al., "ImageReward: Learning and Evaluating Human Preferences", NeurIPS 2023).
 
-The weights are a folder the user supplies: `ImageReward.pt`, `med_config.json`, and the files of the
-`bert-base-uncased` tokenizer. Nothing is downloaded.
+The weights are `ImageReward.pt`, `med_config.json`, and the files of the `bert-base-uncased` tokenizer: a
+folder the user supplies, or the hub's cache. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from numpy.typing import NDArray
 
 from harness.compat import import_image_reward, quiet_imports
 from harness.errors import UserError
-from harness.metrics import check_data_path
+from harness.metrics.sources import Found
 from harness.metrics.weights import load_tensors
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def load_image_reward(folder: Path) -> nn.Module:
-    """Build the reward model from a folder of weights.
+def load_image_reward(found: Found, device: str = "cpu") -> nn.Module:
+    """Build the reward model from its files.
+
+    Args:
+        found: `ImageReward.pt`, `med_config.json` and `vocab.txt`, beside the tokenizer's other files.
+        device: to compute on.
 
     Raises:
-        UserError: a file is missing, malformed, or lacks weights of the model.
+        UserError: a file is malformed, or lacks weights of the model.
         ModuleNotFoundError: image-reward is not installed.
     """
-    check_data_path("image-reward", folder)
     package = import_image_reward()
-    with quiet_imports(), _tokenizer_from(folder):
-        model: nn.Module = package.ImageReward(med_config=str(folder / "med_config.json"), device="cpu")
-    state = load_tensors(folder / "ImageReward.pt")
+    with quiet_imports(), local_tokenizer(found.path("vocab.txt").parent):
+        model: nn.Module = package.ImageReward(med_config=str(found.path("med_config.json")), device=device)
+    state = load_tensors(found.path("ImageReward.pt"))
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
@@ -44,7 +47,7 @@ def load_image_reward(folder: Path) -> nn.Module:
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing:
         raise UserError(f"ImageReward.pt lacks {len(missing)} weights of the model, the first {missing[0]}")
-    return model.eval()
+    return model.to(device).eval()
 
 
 def image_reward(model: nn.Module, images: NDArray[np.uint8], prompts: Sequence[str]) -> NDArray[np.float64]:
@@ -70,7 +73,7 @@ def image_reward(model: nn.Module, images: NDArray[np.uint8], prompts: Sequence[
 
 
 @contextmanager
-def _tokenizer_from(folder: Path) -> Iterator[None]:
+def local_tokenizer(folder: Path) -> Iterator[None]:
     """Let BLIP build its tokenizer from local files, where the package would fetch it by name."""
     blip = importlib.import_module("ImageReward.models.BLIP.blip_pretrain")
     stock = blip.init_tokenizer
@@ -86,8 +89,7 @@ def _tokenizer(folder: Path) -> Any:
 
     Raises:
         UserError: it does not know every word of `vocab.txt`. transformers builds an empty tokenizer, and
-        says
-            nothing, when it finds no files it can read.
+            says nothing, when it finds no files it can read.
     """
     from transformers import BertTokenizer
 

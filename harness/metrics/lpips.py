@@ -1,7 +1,7 @@
-"""LPIPS with an AlexNet backbone (Zhang et al., CVPR 2018), by the lpips package.
+"""LPIPS (Zhang et al., CVPR 2018) with an AlexNet or a VGG-16 backbone, by the lpips package.
 
-The package ships the learned linear weights; the backbone is torchvision's file `alexnet-owt-7be5be79.pth`,
-which the user supplies or which lies in torch's cache. Nothing is downloaded.
+The package ships the learned linear weights; the backbone is torchvision's file, which the user supplies or
+which lies in torch's cache. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,24 +20,15 @@ from harness.metrics.weights import load_tensors
 if TYPE_CHECKING:
     from torch import nn
 
-BACKBONE = "alexnet-owt-7be5be79.pth"
+_TRUNKS = {"alex": "AlexNet", "vgg": "VGG-16"}
 
 
-def find_backbone(given: Path | None) -> Path | None:
-    """Return the backbone's file: the one given, else the one in torch's cache, else None."""
-    import torch
-
-    if given is not None:
-        return given
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
-    return cached if cached.is_file() else None
-
-
-def load_lpips(backbone: Path) -> nn.Module:
-    """Build LPIPS (version 0.1, AlexNet) on the backbone in a file.
+def load_lpips(backbone: Path, net: str = "alex") -> nn.Module:
+    """Build LPIPS (version 0.1) on the backbone in a file.
 
     Args:
-        backbone: state dict of torchvision's AlexNet.
+        backbone: state dict of torchvision's AlexNet or VGG-16.
+        net: `alex` or `vgg`.
 
     Raises:
         UserError: the file is not such a state dict.
@@ -46,17 +37,19 @@ def load_lpips(backbone: Path) -> nn.Module:
     with quiet_imports():
         import lpips
 
-        model: nn.Module = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        model: nn.Module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     trunk = model.get_submodule("net")
     shapes = {name: weight.shape for name, weight in trunk.state_dict().items()}
     state = load_tensors(backbone)
-    # Layers keep their index in AlexNet's `features`, but are dealt out to five slices.
+    # Layers keep their index in the network's `features`, but are dealt out to five slices.
     own = {name: f"features.{name.partition('.')[2]}" for name in shapes}
     wrong = [
         theirs for name, theirs in own.items() if theirs not in state or state[theirs].shape != shapes[name]
     ]
     if wrong:
-        raise UserError(f"{backbone.name} is not a state dict of AlexNet: {wrong[0]} is missing or misshapen")
+        raise UserError(
+            f"{backbone.name} is not a state dict of {_TRUNKS[net]}: {wrong[0]} is missing or misshapen"
+        )
     trunk.load_state_dict({name: state[theirs] for name, theirs in own.items()})
     return model.eval()
 
@@ -67,7 +60,7 @@ def lpips_distances(
     """Return the LPIPS distance of each image from its reference.
 
     Args:
-        model: an LPIPS model of the lpips package, on the CPU.
+        model: an LPIPS model of the lpips package.
         images: uint8 [n, height, width, 3].
         reference: uint8, same shape.
 
@@ -80,9 +73,10 @@ def lpips_distances(
     import torch
 
     check_pairs(images, reference)
+    device = next(model.parameters()).device
+    distances = []
     with torch.inference_mode():
-        pairs = [
-            [torch.from_numpy(array[i : i + 1]).permute(0, 3, 1, 2) / 255 for array in (images, reference)]
-            for i in range(len(images))
-        ]
-        return np.array([model(a, b, normalize=True).item() for a, b in pairs], dtype=np.float64)
+        for pair in zip(images, reference, strict=True):
+            a, b = (torch.from_numpy(i).to(device).permute(2, 0, 1)[None] / 255 for i in pair)
+            distances.append(model(a, b, normalize=True).item())
+    return np.array(distances, dtype=np.float64)

@@ -21,12 +21,24 @@ def psnr(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.
     Raises:
         ValueError: the arrays differ in shape or are not uint8.
     """
-    check_pairs(images, reference)
-    # Differences of uint8 wrap around, so they are formed in int32.
-    difference = images.astype(np.int32) - reference.astype(np.int32)
-    mse = np.mean(np.square(difference), axis=(1, 2, 3), dtype=np.float64)
     with np.errstate(divide="ignore"):
-        return np.asarray(10.0 * np.log10(PEAK**2 / mse), dtype=np.float64)
+        return np.asarray(10.0 * np.log10(PEAK**2 / mse(images, reference)), dtype=np.float64)
+
+
+def mse(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the mean squared error of each image [n, h, w, c], over pixels and channels: float64 [n].
+
+    Raises:
+        ValueError: the arrays differ in shape or are not uint8.
+    """
+    check_pairs(images, reference)
+    # Differences of uint8 wrap around, so they are formed in int32; one pair at a time, or they would take
+    # four times the memory of all images.
+    errors = [
+        np.mean(np.square(image.astype(np.int32) - other.astype(np.int32)), dtype=np.float64)
+        for image, other in zip(images, reference, strict=True)
+    ]
+    return np.array(errors, dtype=np.float64)
 
 
 def check_pairs(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.metrics.distances import covered, neighbour_radii
 from harness.metrics.fid import check_features
-from harness.metrics.precision import covered, neighbour_radii
+from harness.metrics.precision import NEIGHBOURS
 
 
 def recall(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -26,4 +27,4 @@ def recall(features: NDArray[np.float32], reference: NDArray[np.float32]) -> flo
         ValueError: too few rows, or other widths.
     """
     check_features(features, reference)
-    return float(np.mean(covered(reference, features, neighbour_radii(features))))
+    return float(np.mean(covered(reference, features, neighbour_radii(features, NEIGHBOURS))))

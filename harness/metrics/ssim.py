@@ -40,7 +40,12 @@ def ssim(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.
 
 def _ssim_of_pair(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
     """Return the SSIM of two uint8 [height, width, channels] images (eq. 13 of the paper)."""
-    x, y = image.astype(np.float64), reference.astype(np.float64)
+    luminance, structure = similarity_maps(image.astype(np.float64), reference.astype(np.float64))
+    return float(np.mean(luminance * structure))
+
+
+def similarity_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the luminance and the contrast-structure term at every pixel of [height, width, channels]."""
     mean_x, mean_y = _blur(x), _blur(y)
     # Rounding can leave the variance of a flat patch a little below 0.
     var_x = np.maximum(_blur(x * x) - mean_x**2, 0.0)
@@ -48,7 +53,7 @@ def _ssim_of_pair(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> flo
     cov = _blur(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     structure = (2 * cov + C2) / (var_x + var_y + C2)
-    return float(np.mean(luminance * structure))
+    return luminance, structure
 
 
 def _gaussian() -> FloatArray:
@@ -63,13 +68,7 @@ _WEIGHTS = _gaussian()
 
 def _blur(plane: FloatArray) -> FloatArray:
     """Weighted means over the window around every pixel of [height, width, channels]: same shape."""
-    rows, columns = plane.shape[:2]
-    reach = WINDOW // 2
-    padded = np.pad(plane, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
-    down = np.zeros((rows, *padded.shape[1:]))
-    for offset, weight in enumerate(_WEIGHTS):
-        down += weight * padded[offset : offset + rows]
-    across = np.zeros(plane.shape)
-    for offset, weight in enumerate(_WEIGHTS):
-        across += weight * down[:, offset : offset + columns]
-    return across
+    from scipy.ndimage import correlate1d
+
+    down = correlate1d(plane, _WEIGHTS, axis=0, mode="mirror")
+    return np.asarray(correlate1d(down, _WEIGHTS, axis=1, mode="mirror"), dtype=np.float64)

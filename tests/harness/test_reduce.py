@@ -15,7 +15,12 @@ from harness.metrics.fid import fid
 from harness.metrics.scene import SceneWorld
 from harness.reduce import CellData, reduce_cell
 
-DISTRIBUTIONS = {"fid", "fid_ref", "kid", "precision", "recall"}
+DISTRIBUTIONS = {"fid", "fid_ref", "fid_delta", "kid", "precision", "recall"}
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
 
 
 class Reading(NamedTuple):
@@ -183,10 +188,15 @@ def test_two_runs_are_byte_identical_whatever_the_number_of_threads(world: Scene
     assert texts[0] == texts[1]
 
 
-def test_missing_weights_are_said_not_guessed(world: SceneWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.reduce.find_backbone", lambda given: given)
+def test_missing_weights_are_named_with_where_to_get_them(world: SceneWorld) -> None:
     metrics, _ = reduce_cell(cell(2), world)
-    assert metrics["lpips"].note == metrics["image_reward"].note == "n/a: missing weights"
+    assert metrics["lpips"].note == (
+        "n/a: missing weights: https://download.pytorch.org/models/alexnet-owt-7be5be79.pth; "
+        "put it into torch's cache or give --data-path lpips-alex=FILE"
+    )
+    assert "vgg16-397923af.pth" in metrics["lpips_vgg"].note
+    assert "ImageReward.pt, med_config.json, vocab.txt" in metrics["image_reward"].note
+    assert "model.safetensors or pytorch_model.bin" in metrics["clip_score"].note
 
 
 def test_lpips_records_the_hash_of_its_backbone(world: SceneWorld, tmp_path: Path) -> None:
@@ -201,7 +211,10 @@ def test_lpips_records_the_hash_of_its_backbone(world: SceneWorld, tmp_path: Pat
     torch.manual_seed(0)
     torch.save(torchvision.models.alexnet(weights=None).features.state_dict(prefix="features."), file)
     metrics, per_prompt = reduce_cell(cell(3, data_paths={"lpips-alex": file}), world)
-    assert metrics["lpips"].note == f"AlexNet sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
+    assert metrics["lpips"].note == (
+        f"alexnet-owt-7be5be79.pth sha256 {hashlib.sha256(file.read_bytes()).hexdigest()} "
+        "(not the published file)"
+    )
     assert metrics["lpips"].value == pytest.approx(np.mean(per_prompt["lpips"]), rel=1e-5)
     assert metrics["lpips"].value > 0
     with pytest.raises(UserError, match="not a file of weights"):
@@ -211,18 +224,21 @@ def test_lpips_records_the_hash_of_its_backbone(world: SceneWorld, tmp_path: Pat
 def test_an_absent_package_is_a_note(
     world: SceneWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def absent(folder: Path) -> None:
+    def absent(found: object, device: str) -> None:
         raise ModuleNotFoundError("No module named 'ImageReward'")
 
-    monkeypatch.setattr("harness.reduce.load_image_reward", absent)
+    monkeypatch.setattr("harness.figures.texts.load_image_reward", absent)
+    for name in ("ImageReward.pt", "med_config.json", "vocab.txt"):
+        (tmp_path / name).touch()
     metrics, _ = reduce_cell(cell(2, data_paths={"image-reward": tmp_path}), world)
-    assert metrics["image_reward"].note == "n/a: image-reward is not installed"
+    assert metrics["image_reward"].note.startswith("n/a: image-reward is not installed")
 
 
 def test_other_prompt_sets_and_sizes_are_not_read_by_the_recogniser(world: SceneWorld) -> None:
     metrics, per_prompt = reduce_cell(cell(2, dataset="parti"), world)
-    for name in ("lpips_scene", "fid", "prompt_accuracy"):
+    for name in ("lpips_scene", "prompt_accuracy"):
         assert metrics[name].note == "n/a: dataset is not scenes"
+    assert metrics["fid"].note == "n/a: N < 256"
     assert set(per_prompt) == {"psnr", "ssim"}
     data = cell(2)
     large = replace(data, images=data.images[:, :32], reference_images=data.reference_images[:, :32])

@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from harness.compat import ensure_torchvision
+from harness.metrics.distances import covered, neighbour_radii
 from harness.metrics.fid import fid
 from harness.metrics.fid_ref import fid_ref
 from harness.metrics.kid import kid
-from harness.metrics.precision import covered, neighbour_radii, precision
+from harness.metrics.precision import NEIGHBOURS, precision
 from harness.metrics.recall import recall
 
 ensure_torchvision()
@@ -67,7 +68,7 @@ def test_precision_and_recall_equal_torch_fidelity(spread: float) -> None:
     from torch_fidelity.metric_prc import calculate_precision_recall_full
 
     images, reference = gaussian(300) * np.float32(spread), gaussian(700, seed=1)
-    radii = neighbour_radii(reference).astype(np.float32)
+    radii = neighbour_radii(reference, NEIGHBOURS).astype(np.float32)
     expected = calculate_precision_recall_full(
         torch.from_numpy(images).double(), torch.from_numpy(reference).double()
     )
@@ -79,9 +80,9 @@ def test_precision_and_recall_equal_torch_fidelity(spread: float) -> None:
 def test_precision_and_recall_of_points_on_a_line() -> None:
     reference = np.arange(10, dtype=np.float32)[:, None]
     # Third neighbours: 3 away at the ends, 2 away inside.
-    assert neighbour_radii(reference).tolist() == [3, 2, 2, 2, 2, 2, 2, 2, 2, 3]
+    assert neighbour_radii(reference, NEIGHBOURS).tolist() == [3, 2, 2, 2, 2, 2, 2, 2, 2, 3]
     images = np.array([-3.0, -3.5, 4.0, 30.0], np.float32)[:, None]
-    radii = neighbour_radii(reference).astype(np.float32)
+    radii = neighbour_radii(reference, NEIGHBOURS).astype(np.float32)
     assert covered(images, reference, radii).tolist() == [True, False, True, False]
     assert precision(images, reference, radii) == 0.5
     # The images' third neighbours: 33, 33.5, 26 and 33.5 away, so that all the line is covered.
@@ -91,7 +92,7 @@ def test_precision_and_recall_of_points_on_a_line() -> None:
 def test_dropped_modes_lower_recall_and_not_precision() -> None:
     left, right = gaussian(300), gaussian(300, seed=1) + 50
     reference = np.concatenate([left, right])
-    radii = neighbour_radii(reference).astype(np.float32)
+    radii = neighbour_radii(reference, NEIGHBOURS).astype(np.float32)
     images = gaussian(300, seed=2)
     assert precision(images, reference, radii) > 0.7
     assert recall(images, reference) < 0.51
@@ -100,7 +101,7 @@ def test_dropped_modes_lower_recall_and_not_precision() -> None:
 def test_distances_are_cut_into_parts_without_a_seam() -> None:
     points = gaussian(1100, d=2)
     full = np.linalg.norm(points[:, None].astype(np.float64) - points[None].astype(np.float64), axis=2)
-    np.testing.assert_allclose(neighbour_radii(points), np.sort(full, axis=1)[:, 3], rtol=1e-12)
+    np.testing.assert_allclose(neighbour_radii(points, NEIGHBOURS), np.sort(full, axis=1)[:, 3], rtol=1e-12)
 
 
 def test_features_that_do_not_fit_are_refused() -> None:

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from harness.compat import ensure_torchvision
+from harness.metrics.distances import neighbour_radii
 from harness.metrics.extractor import LAYER, NAME, extractor_class, register_scene_recogniser
 from harness.metrics.fid import fid
 from harness.metrics.kid import SUBSET_SIZE, SUBSETS, kid
-from harness.metrics.precision import neighbour_radii, precision
+from harness.metrics.precision import NEIGHBOURS, precision
 from harness.metrics.recall import recall
 from harness.metrics.scene import to_tensor
 
@@ -72,7 +73,7 @@ def test_torch_fidelity_on_images_gives_the_same_figures(registered: str) -> Non
     # Batches differ between the two, so float32 features agree to their last bits only.
     assert fid(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert kid(a, b) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    radii = neighbour_radii(b).astype(np.float32)
+    radii = neighbour_radii(b, NEIGHBOURS).astype(np.float32)
     assert precision(a, b, radii) == pytest.approx(theirs["precision"], abs=0.005)
     assert recall(a, b) == pytest.approx(theirs["recall"], abs=0.005)
 

@@ -17,7 +17,9 @@ try:
 except ModuleNotFoundError:
     pytest.skip("image-reward is not installed", allow_module_level=True)
 
-from harness.metrics.image_reward import image_reward, load_image_reward
+from harness.metrics.image_reward import image_reward
+from harness.metrics.image_reward import load_image_reward as load
+from harness.metrics.sources import find
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "square"]
 CONFIG = {
@@ -27,6 +29,12 @@ CONFIG = {
     "num_hidden_layers": 2, "pad_token_id": 0, "add_type_embeddings": False, "vocab_size": 16,
     "encoder_width": 64, "add_cross_attention": True,
 }  # fmt: skip
+
+
+def load_image_reward(folder: Path) -> torch.nn.Module:
+    found = find("image-reward", {"image-reward": folder})
+    assert found is not None
+    return load(found)
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +61,10 @@ def save_random_weights(folder: Path) -> None:
     with pytest.raises(UserError, match=r"lacks \d+ weights"):
         load_image_reward(folder)
     package = import_image_reward()
-    from harness.metrics.image_reward import _tokenizer_from
+    from harness.metrics.image_reward import local_tokenizer
 
     torch.manual_seed(0)
-    with _tokenizer_from(folder):
+    with local_tokenizer(folder):
         model = package.ImageReward(med_config=str(folder / "med_config.json"), device="cpu")
     for name, weight in model.named_parameters():
         if weight.dim() > 1:

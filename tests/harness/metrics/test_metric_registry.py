@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.metrics import DATA_FILES, METRICS, check_data_paths
+from harness.metrics import METRICS, check_data_paths
+from harness.metrics.sources import WEIGHTS
 
 
 def test_the_registry_loads_neither_torch_nor_scipy() -> None:
@@ -23,17 +24,14 @@ def test_every_metric_has_a_file_with_a_function_of_its_name() -> None:
 
 
 def test_what_the_specification_fixes() -> None:
-    assert {n for n, s in METRICS.items() if s.min_n == 256} == {
-        "fid",
-        "fid_ref",
-        "kid",
-        "precision",
-        "recall",
-    }
-    assert {n for n, s in METRICS.items() if s.paired} == {"psnr", "ssim", "lpips", "lpips_scene"}
+    clouds = {"fid", "fid_ref", "fid_delta", "sfid", "kid", "cmmd", "fd_dinov2"}
+    shares = {"precision", "recall", "density", "coverage", "inception_score"}
+    assert {n for n, s in METRICS.items() if s.min_n == 256} == clouds | shares
+    lpips = {"lpips", "lpips_vgg", "lpips_scene"}
+    assert {n for n, s in METRICS.items() if s.paired} == {"psnr", "psnr_pooled", "ssim", "ms_ssim"} | lpips
     lower = {n for n, s in METRICS.items() if s.better == "lower"}
-    assert lower == {"lpips", "lpips_scene", "fid", "fid_ref", "kid"}
-    assert {s.data for s in METRICS.values() if s.data} == set(DATA_FILES)
+    assert lower == lpips | clouds
+    assert {s.data for s in METRICS.values() if s.data} == set(WEIGHTS)
 
 
 def test_paths_of_weights_are_checked_before_anything_runs(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ import torch
 
 from harness.compat import ensure_torchvision, quiet_imports
 from harness.errors import UserError
-from harness.metrics.lpips import BACKBONE, find_backbone, load_lpips, lpips_distances
+from harness.metrics.lpips import load_lpips, lpips_distances
+from harness.metrics.sources import WEIGHTS, find
 from harness.metrics.weights import load_tensors, sha256, single_thread
+
+BACKBONE = WEIGHTS["lpips-alex"].file
 
 
 class Payload:
@@ -53,13 +56,15 @@ def test_lpips_equals_the_stock_package_on_the_same_backbone(
 def test_the_backbone_is_the_given_file_or_the_one_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert find_backbone(None) is None
-    cached = tmp_path / "checkpoints" / BACKBONE
-    cached.parent.mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert find("lpips-alex", {}) is None
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE
+    cached.parent.mkdir(parents=True)
     cached.touch()
-    assert find_backbone(None) == cached
-    assert find_backbone(tmp_path / "mine.pth") == tmp_path / "mine.pth"
+    assert find("lpips-alex", {}).path() == cached
+    mine = tmp_path / "mine.pth"
+    mine.touch()
+    assert find("lpips-alex", {"lpips-alex": mine}).path() == mine
 
 
 def test_a_file_of_another_network_is_the_users_mistake(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Figures of a cell by what they are formed from; `harness.reduce` puts them together."""

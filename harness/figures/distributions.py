@@ -1,0 +1,165 @@
+"""Figures that compare clouds of features of natural images: Inception-v3, DINOv2 and CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.figures.base import NO_REFERENCE, CellData, Figure, absent, single, too_few
+from harness.metrics import METRICS, REAL_IMAGES
+from harness.metrics.cmmd import cmmd
+from harness.metrics.coverage import coverage
+from harness.metrics.density import density
+from harness.metrics.distances import neighbour_radii
+from harness.metrics.extractors import Arrays, Extractor
+from harness.metrics.extractors.clip import EMBEDDING, Clip
+from harness.metrics.extractors.dinov2 import TOKEN, DinoV2
+from harness.metrics.extractors.inception import LOGITS, POOL, SPATIAL, Inception
+from harness.metrics.fd_dinov2 import fd_dinov2
+from harness.metrics.fid import Gaussian, fid, gaussian
+from harness.metrics.fid_delta import fid_delta
+from harness.metrics.fid_ref import fid_ref
+from harness.metrics.inception_score import inception_score
+from harness.metrics.kid import kid
+from harness.metrics.precision import NEIGHBOURS, precision
+from harness.metrics.real_images import Array, Images, RealImages
+from harness.metrics.recall import recall
+from harness.metrics.sfid import sfid
+from harness.metrics.sources import Found, missing_note
+from harness.metrics.weights import check_published
+from harness.reports.record import Metric
+
+NO_REAL = "n/a: no real images: give --data-path reference-images=FOLDER or an .npz of ADM's"
+MOMENTS_ALONE = "n/a: the .npz holds moments, not images"
+OF_INCEPTION = (
+    "fid", "fid_ref", "fid_delta", "kid", "precision", "recall", "density", "coverage", "sfid",
+    "inception_score",
+)  # fmt: skip
+_OF_CLOUDS = ("kid", "precision", "recall", "density", "coverage")
+
+
+def real_images(data: CellData) -> RealImages | None:
+    """Open the real images given with `--data-path`; raises UserError when they cannot be read."""
+    path = data.data_paths.get(REAL_IMAGES)
+    return None if path is None else RealImages(path)
+
+
+@dataclass(frozen=True)
+class _Clouds:
+    """Features of one network: of the cell, of the reference cell, and of the real images."""
+
+    own: Arrays
+    reference: Arrays | None
+    real: Arrays | None
+
+
+def _look(data: CellData, kind: type[Extractor], found: Found, real: RealImages | None) -> _Clouds:
+    """Return the features of all images there are."""
+
+    def features(images: Images | None) -> Arrays | None:
+        return None if images is None else data.store.features(kind, kind.version, found, images)
+
+    return _Clouds(
+        own=data.store.features(kind, kind.version, found, Array(data.images)),
+        reference=features(None if data.reference_images is None else Array(data.reference_images)),
+        real=features(None if real is None else real.images),
+    )
+
+
+def inception_figures(data: CellData, real: RealImages | None) -> dict[str, Figure]:
+    """FID and its kin, on Inception-v3."""
+    short = too_few(OF_INCEPTION, len(data.prompts))
+    if len(short) == len(OF_INCEPTION):
+        return short
+    found = data.find("inception")
+    if found is None:
+        return dict.fromkeys(OF_INCEPTION, absent(missing_note("inception"))) | short
+    note = check_published(found)
+    clouds = _look(data, Inception, found, real)
+    return _without_real(clouds, note) | _against_real(clouds, real, note) | short
+
+
+def _without_real(clouds: _Clouds, note: str) -> dict[str, Figure]:
+    """Figures that need no real images."""
+    moved = absent(NO_REFERENCE)
+    if clouds.reference is not None:
+        moved = single(fid_ref(clouds.own[POOL], clouds.reference[POOL]), note)
+    return {"fid_ref": moved, "inception_score": single(inception_score(clouds.own[LOGITS]), note)}
+
+
+def _against_real(clouds: _Clouds, real: RealImages | None, note: str) -> dict[str, Figure]:
+    """Figures that compare with real images, or with moments that are stored of more of them."""
+    if real is None:
+        return dict.fromkeys(("fid", "fid_delta", "sfid", *_OF_CLOUDS), absent(NO_REAL))
+    figures = {name: absent(MOMENTS_ALONE) for name in ("fid", "sfid", "fid_delta", *_OF_CLOUDS)}
+    own, pool, spatial = clouds.own, _against(clouds, real, POOL), _against(clouds, real, SPATIAL)
+    if spatial is not None:
+        figures["sfid"] = single(sfid(own[SPATIAL], spatial), note)
+    if pool is not None:
+        figures["fid"] = single(fid(own[POOL], pool), note)
+        if clouds.reference is not None:
+            figures["fid_delta"] = Metric(*fid_delta(own[POOL], clouds.reference[POOL], pool), note), None
+    if clouds.reference is None:
+        figures["fid_delta"] = absent(NO_REFERENCE)
+    if clouds.real is not None:
+        figures |= _of_clouds(own[POOL], clouds.real[POOL], note)
+    return figures
+
+
+def _against(clouds: _Clouds, real: RealImages, feature: str) -> Gaussian | None:
+    """Return the stored moments of a feature, else those of the real images, else None."""
+    stored = real.moments(feature)
+    if stored is not None or clouds.real is None:
+        return stored
+    return gaussian(clouds.real[feature])
+
+
+def _of_clouds(own: NDArray[np.float32], real: NDArray[np.float32], note: str) -> dict[str, Figure]:
+    """Figures that need every real image's features."""
+    if len(real) < METRICS["kid"].min_n:
+        return dict.fromkeys(_OF_CLOUDS, absent(f"n/a: only {len(real)} real images"))
+    radii = neighbour_radii(real, NEIGHBOURS)
+    return {
+        "kid": single(kid(own, real), note),
+        "precision": single(precision(own, real, radii), note),
+        "recall": single(recall(own, real), note),
+        "density": single(density(own, real), note),
+        "coverage": single(coverage(own, real), note),
+    }
+
+
+def dinov2_figures(data: CellData, real: RealImages | None) -> dict[str, Figure]:
+    """The Fréchet distance of DINOv2 features."""
+    return _one_cloud(data, real, "fd_dinov2", "dinov2", DinoV2, TOKEN, fd_dinov2)
+
+
+def cmmd_figures(data: CellData, real: RealImages | None) -> dict[str, Figure]:
+    """The kernel distance of CLIP embeddings."""
+    return _one_cloud(data, real, "cmmd", "clip-336", Clip, EMBEDDING, cmmd)
+
+
+def _one_cloud(
+    data: CellData,
+    real: RealImages | None,
+    name: str,
+    key: str,
+    kind: type[Extractor],
+    feature: str,
+    distance: Callable[[NDArray[np.float32], NDArray[np.float32]], float],
+) -> dict[str, Figure]:
+    """Return the one figure `name`, a distance of a network's features from those of the real images."""
+    short = too_few([name], len(data.prompts))
+    if short:
+        return short
+    if real is None or real.images is None:
+        return {name: absent(NO_REAL if real is None else MOMENTS_ALONE)}
+    found = data.find(key)
+    if found is None:
+        return {name: absent(missing_note(key))}
+    note = check_published(found)
+    own = data.store.features(kind, kind.version, found, Array(data.images))
+    theirs = data.store.features(kind, kind.version, found, real.images)
+    return {name: single(distance(own[feature], theirs[feature]), note)}

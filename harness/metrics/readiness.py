@@ -1,0 +1,55 @@
+"""Which metrics can be formed on this machine, and with which weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.metrics import METRICS, MetricSpec
+from harness.metrics.sources import WEIGHTS, find, missing_note
+from harness.metrics.weights import check_published
+
+_PACKAGES = {"image-reward": ("ImageReward", "pip install lowbit-harness[reward]")}
+_ON_SCENES = ("fid", "fid_ref", "fid_delta", "kid", "precision", "recall")
+"""Metrics that are formed on the embedded world without weights."""
+
+
+def readiness(data_paths: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return a row per metric, in the order of `METRICS`.
+
+    Args:
+        data_paths: weights given by path; others are looked for in the caches.
+
+    Returns:
+        `name`, `state` (`ready`, `scenes` for what is ready on the embedded world alone, `missing`,
+        `damaged`), `detail` (weights with their sha256, or what is missing and how to get it) and the
+        weights' `licence`.
+    """
+    weights = {key: _state(key, data_paths) for key in WEIGHTS}
+    return [_row(name, spec, weights) for name, spec in METRICS.items()]
+
+
+def _row(name: str, spec: MetricSpec, weights: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    if spec.data is None:
+        return {"name": name, "state": "ready", "detail": "", "licence": None}
+    state, detail = weights[spec.data]
+    if state == "missing" and name in _ON_SCENES:
+        state, detail = "scenes", f"other prompt sets: {detail}"
+    return {"name": name, "state": state, "detail": detail, "licence": WEIGHTS[spec.data].licence}
+
+
+def _state(key: str, data_paths: Mapping[str, Path]) -> tuple[str, str]:
+    """Return the state of weights and what there is to say of them."""
+    package, remedy = _PACKAGES.get(key, ("torch", ""))
+    if importlib.util.find_spec(package) is None:
+        return "missing", f"package {key} is not installed: {remedy}"
+    found = find(key, data_paths)
+    if found is None:
+        return "missing", missing_note(key).removeprefix("n/a: ")
+    try:
+        return "ready", check_published(found)
+    except UserError as error:
+        return "damaged", str(error)

@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from harness.cli import call
+from harness.conformance.check import Check
+from harness.metrics import METRICS
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+
+
+def with_checks(monkeypatch: pytest.MonkeyPatch, *values: tuple[float, float]) -> None:
+    checks = tuple(Check(f"m{i}", "a source", lambda v=v: v) for i, v in enumerate(values))
+    monkeypatch.setattr("harness.conformance.suite.CHECKS", checks)
+
+
+def test_it_says_which_metric_needs_which_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["doctor", "--no-checks"]) == 0
+    text = capsys.readouterr().out
+    assert "torch 2" in text
+    lines = {line.split()[0]: line for line in text.partition("metrics\n")[2].splitlines()}
+    assert set(METRICS) <= set(lines)
+    assert lines["psnr"].split() == ["psnr", "ready"]
+    assert "vgg16-397923af.pth" in lines["lpips_vgg"]
+    assert lines["fid"].split()[1] == "scenes"
+
+
+def test_a_figure_that_differs_is_exit_code_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_checks(monkeypatch, (1.0, 1.0), (2.0, 3.0))
+    assert call(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "found 2, expected 3" in text
+    assert text.endswith("1 of 2 checks agree, 1 differ, 0 not run\n")
+    with_checks(monkeypatch, (1.0, 1.0))
+    assert call(["doctor"]) == 0
+
+
+def test_json_holds_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with_checks(monkeypatch, (1.0, 1.0))
+    assert call(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["checks"][0]["outcome"] == "ok"
+    assert [row["name"] for row in report["metrics"]] == list(METRICS)
+    assert report["environment"]["python"]
+
+
+def test_a_wrong_path_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["doctor", "--data-path", "incepton=x"]) == 2
+    assert "did you mean inception" in capsys.readouterr().err
+    assert call(["doctor", "--data-path", "inception=nowhere.pth"]) == 2
+    assert "nowhere.pth is not a file" in capsys.readouterr().err
