@@ -30,6 +30,7 @@ class Protocol:
         calibration_prompts: prompts the input statistics are recorded on.
         calibration_mib: memory bound of the recorded samples of one model, in MiB.
         metrics: version of the metric definitions.
+        policy: which layers are quantized how: `harness`, or `published` for what each model's paper did.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Protocol:
     calibration_prompts: int = 16
     calibration_mib: int = 256
     metrics: int = 1
+    policy: str = "harness"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class EffectiveProtocol:
         """Return everything that is hashed, JSON types."""
         fields = asdict(self.base)
         del fields["summary"], fields["dataset"]
+        if fields["policy"] == "harness":  # hashes from before there was another one stay what they were
+            del fields["policy"]
         return {**fields, "seed": self.seed}
 
     @property

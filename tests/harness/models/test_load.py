@@ -14,13 +14,16 @@ from torch import nn
 
 from harness.errors import UserError
 from harness.generate import generate_block
-from harness.models import load, registry, roles
+from harness.models import load, locate, registry, roles
+
+
+EMBEDDED = ("tiny-unet", "tiny-dit")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {name: pipelines.save_tiny(name, root / name) for name in registry.names()}
+    return {name: pipelines.save_tiny(name, root / name) for name in EMBEDDED}
 
 
 @pytest.fixture
@@ -74,7 +77,8 @@ def test_a_shared_vae_lies_beside_the_embedded_models(
     whole = saved["tiny-unet"]
     shutil.copytree(whole, tmp_path / "tiny-unet")
     shutil.move(tmp_path / "tiny-unet" / "vae", tmp_path / "vae")
-    monkeypatch.setattr(load, "_EMBEDDED", tmp_path)
+    for module in (load, locate):
+        monkeypatch.setattr(module, "EMBEDDED", tmp_path)
     card = registry.get("tiny-unet")
     path = load.locate(card, {})
     assert path == tmp_path / "tiny-unet"
@@ -166,7 +170,7 @@ def test_a_damaged_folder_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_models_load_from_the_package_and_sample(name: str) -> None:
     card = registry.get(name)
     pipeline = load.load_pipeline(card, load.locate(card, {}), "cpu", torch.float32)
@@ -179,5 +183,5 @@ def test_the_embedded_models_load_from_the_package_and_sample(name: str) -> None
 
 
 def test_the_embedded_weights_stay_within_32_megabytes() -> None:
-    files = [file for file in load._EMBEDDED.rglob("*") if file.is_file()]
+    files = [file for file in load.EMBEDDED.rglob("*") if file.is_file()]
     assert 0 < sum(file.stat().st_size for file in files) <= 32 * 2**20
