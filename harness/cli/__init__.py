@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.converting import convert_command
 from harness.cli.listing import list_command
 from harness.cli.reporting import report_command, show_command
 from harness.cli.running import run_command
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("run", help="Quantize, generate, measure and compare every cell of a grid.")(run_command)
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
+app.command("convert", help="Turn an original checkpoint into a folder for --model-path.")(convert_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
 
 

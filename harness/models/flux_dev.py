@@ -22,9 +22,7 @@ CARD = ModelCard(
     pipeline="FluxPipeline",
     denoiser="transformer",
     family="flux",
-    sampling=Sampling(
-        steps=50, guidance=3.5, height=1024, width=1024, call={"max_sequence_length": 512}
-    ),
+    sampling=Sampling(steps=50, guidance=3.5, height=1024, width=1024, call={"max_sequence_length": 512}),
     embedded=False,
     summary="FLUX.1-dev, 11.9 B, 1024x1024; gated on the hub, non-commercial licence",
     components=COMPONENTS,

@@ -47,7 +47,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
     model_cpu_offload_seq = "class_embedder->unet->vae"
     _optional_components = ("class_embedder",)
 
-    def __init__(self, vae: Any, unet: Any, scheduler: Any, class_embedder: ClassEmbedder | None = None) -> None:
+    def __init__(
+        self, vae: Any, unet: Any, scheduler: Any, class_embedder: ClassEmbedder | None = None
+    ) -> None:
         """Put the pieces together.
 
         Args:
@@ -94,14 +96,20 @@ class LatentDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         conditions = self._conditions(class_labels, guidance_scale > 1)
         n = batch_size if class_labels is None else len(class_labels)
         side = self.unet.config.sample_size * self.vae_scale_factor
-        shape = (n, self.unet.config.in_channels, *((s or side) // self.vae_scale_factor for s in (height, width)))
+        shape = (
+            n,
+            self.unet.config.in_channels,
+            *((s or side) // self.vae_scale_factor for s in (height, width)),
+        )
         if latents is None:
             latents = randn_tensor(shape, generator=generator, dtype=self.unet.dtype)
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
-            prediction = self._predict(self.scheduler.scale_model_input(latents, t), t, conditions, guidance_scale)
+            prediction = self._predict(
+                self.scheduler.scale_model_input(latents, t), t, conditions, guidance_scale
+            )
             latents = self.scheduler.step(prediction, t, latents, eta=eta, generator=generator).prev_sample
         return ImagePipelineOutput(images=self._finish(latents, output_type))
 
@@ -120,7 +128,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             return embedded
         return torch.cat([self.class_embedder(torch.full_like(labels, none)), embedded])
 
-    def _predict(self, latents: Tensor, t: Tensor, conditions: Tensor | None, guidance_scale: float) -> Tensor:
+    def _predict(
+        self, latents: Tensor, t: Tensor, conditions: Tensor | None, guidance_scale: float
+    ) -> Tensor:
         """The predicted noise at one step, guided where there are two conditions per picture."""
         if conditions is None:
             plain: Tensor = self.unet(latents, t).sample

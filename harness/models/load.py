@@ -29,7 +29,11 @@ _OWN = "harness.models.latent_diffusion"
 _OWN_CLASSES = {_OWN: ("ClassEmbedder",)}
 _OWN_PIPELINES = ("LatentDiffusionPipeline",)
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "StableDiffusionPipeline": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    "StableDiffusionPipeline": {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
     # A watermark would count as an error of whatever is compared.
     "StableDiffusionXLPipeline": {"add_watermarker": False},
 }

@@ -191,6 +191,10 @@ def fetch(card: ModelCard) -> Path:
         files = HfApi().list_repo_files(hub.repo, revision=hub.revision)
         wanted = download_patterns(card, files)
         return Path(snapshot_download(hub.repo, revision=hub.revision, allow_patterns=wanted))
-    except Exception as error:  # the client raises its own, requests' and httpx's errors for a refused download
+    except (
+        Exception
+    ) as error:  # the client raises its own, requests' and httpx's errors for a refused download
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{card.name}: {hub.repo}@{hub.revision[:8]} cannot be downloaded: {first}") from error
+        raise UserError(
+            f"{card.name}: {hub.repo}@{hub.revision[:8]} cannot be downloaded: {first}"
+        ) from error

@@ -234,9 +234,7 @@ def policy_of(card: ModelCard, name: str) -> dict[str, Policy]:
     return POLICY | dict(card.published)
 
 
-def layer_bits(
-    role: str, w_bits: int, a_bits: int, policy: Mapping[str, Policy] = POLICY
-) -> tuple[int, int]:
+def layer_bits(role: str, w_bits: int, a_bits: int, policy: Mapping[str, Policy] = POLICY) -> tuple[int, int]:
     """Return the weight and activation bits a policy gives a role; (16, 16) means that it is kept.
 
     Raises:

@@ -16,8 +16,16 @@ from harness.models.card import ModelCard
 from harness.models.registry import get
 
 for _name in (
-    "FluxPipeline", "PixArtSigmaPipeline", "SanaPipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline",
-    "DiTPipeline", "DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "PNDMScheduler",
+    "FluxPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "DiTPipeline",
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "PNDMScheduler",
 ):  # once, in whatever imports this: the processes of a run are forked from one that has
     getattr(diffusers, _name)
 importlib.import_module("harness.models.latent_diffusion")
@@ -114,7 +122,11 @@ def _sana() -> Any:
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     return diffusers.SanaPipeline(
-        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=sana_transformer(), scheduler=scheduler
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=vae,
+        transformer=sana_transformer(),
+        scheduler=scheduler,
     )
 
 

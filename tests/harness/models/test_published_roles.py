@@ -55,7 +55,7 @@ DIT = {
 }  # fmt: skip
 LDM_IMAGENET = {
     "sample_size": 64, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "cross_attention_dim": 512,
-    "block_out_channels": (192, 384, 576, 960), "attention_head_dim": (6, 12, 18, 30),
+    "block_out_channels": (192, 384, 576, 960), "attention_head_dim": 1,
     "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
     "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
 }  # fmt: skip
@@ -139,11 +139,16 @@ def kept(name: str, policy: str) -> set[str]:
     """Roles whose weights are left alone under a policy, at W4A4."""
     denoiser = full_size(name)
     handed = {target.name for target in roles.targets(get(name), denoiser, 4, 4, policy)}
-    return {role for layer, role in roles.layer_roles(get(name).family, denoiser).items() if layer not in handed}
+    return {
+        role for layer, role in roles.layer_roles(get(name).family, denoiser).items() if layer not in handed
+    }
 
 
 def test_the_published_policies() -> None:
-    flux = {t.role: (t.w_bits, t.a_bits) for t in roles.targets(get("flux.1-dev"), full_size("flux.1-dev"), 4, 4, "published")}
+    flux = {
+        t.role: (t.w_bits, t.a_bits)
+        for t in roles.targets(get("flux.1-dev"), full_size("flux.1-dev"), 4, 4, "published")
+    }
     assert flux["adaln.block"] == (4, 16)
     assert flux["attn.q"] == flux["context.up"] == flux["fused.out"] == (4, 4)
     assert kept("flux.1-dev", "published") == {"embed", "caption", "time", "adaln", "final"}
