@@ -28,9 +28,9 @@ _LONGEST_CAPTION = 4096
 
 
 def schedule(pipeline: Any, card: ModelCard) -> Tensor:
-    """Return the distinct timesteps of a schedule as the denoiser is handed them, in order: float64 [steps].
+    """Return the distinct timesteps that the denoiser is handed, in order: float64 [steps].
 
-    A step is one noise level. PNDM calls the denoiser twice at its second level, which is one step here.
+    A step is one noise level. PNDM calls the denoiser twice at its second one, which is one step here.
 
     Args:
         pipeline: its scheduler's timesteps are set.

@@ -261,12 +261,14 @@ class Project:
         """Return the facts of a model."""
         from harness.models.load import weights_digest
         from harness.models.locate import fetch, locate, weight_files
+        from harness.models.roles import policy_of
 
         card = effective_card(name, protocol)
         fetched = card.hub is not None and name not in paths
         path = (fetch(card) if fetched else locate(card, paths)).absolute()
         variant = None if card.hub is None else card.hub.variant
         files, _ = weight_files(path / card.denoiser, variant)
+        policy_of(card, protocol.get("policy", "harness"))
         sampling = asdict(card.sampling)
         pixels = card.sampling.height * card.sampling.width
         return ModelFacts(

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
 Policy = Literal["quantize", "weight-only", "8-bit", "keep"]
-"""What is done with the layers of a role: weights and inputs at the bits asked for, weights only, weights at 8
-bits, or nothing."""
+"""What is done with the layers of a role: weights and inputs at the bits asked for, weights only, weights at
+8 bits, or nothing."""
 Condition = Literal["text", "class", "none"]
 """What a model draws: a caption, a class given by its number, or whatever it was trained on."""
 Latents = Literal["grid", "packed", "drawn"]
@@ -60,7 +59,7 @@ class ModelCard:
         pipeline: name of its pipeline class in diffusers, or in `harness.models.latent_diffusion`.
         denoiser: attribute of the pipeline that holds the denoiser.
         family: key of its role table in `harness.models.roles`.
-        sampling: default sampling; of a published model, as published.
+        sampling: how it samples unless the protocol says otherwise; of a published model, as published.
         embedded: whether its weights ship with the package.
         summary: one line for `harness list models`.
         components: folders of the pipeline that are needed, in diffusers format.

@@ -1,6 +1,6 @@
-"""DiT-XL/2 at 256 pixels, class-conditional; 749.8 M parameters in diffusers, whose blocks each hold a copy of
-the timestep embedding.
+"""DiT-XL/2 at 256 pixels, class-conditional, 749.8 M parameters.
 
+That is in diffusers, whose blocks hold a copy of the timestep embedding each; the original has 675 M.
 Sampling as in the works that quantize it (PTQ4DiT and after): 250 steps, guidance 1.5. The pipeline takes no
 noise: it draws it from the generator of each picture, in the type of its weights.
 """

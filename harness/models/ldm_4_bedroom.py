@@ -1,7 +1,7 @@
 """LDM-4 on LSUN bedrooms at 256 pixels (Rombach et al. 2022), unconditional, 274.1 M parameters.
 
-Sampling as in EfficientDM and MPQ-DM: DDIM, 100 steps, eta 1.0 (QuEST and Q-Diffusion take 200 steps). Policy and
-checkpoint as of `ldm-4-imagenet`.
+Sampling as in EfficientDM and MPQ-DM: DDIM, 100 steps, eta 1.0 (QuEST and Q-Diffusion take 200 steps).
+Policy and checkpoint as of `ldm-4-imagenet`.
 """
 
 from __future__ import annotations

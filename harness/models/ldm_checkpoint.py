@@ -1,8 +1,8 @@
 """Turns an original LDM-4 checkpoint into a folder of `LatentDiffusionPipeline`.
 
-The original is one pickle of tensors (Rombach et al. 2022); it is read with `weights_only`, so nothing in it is
-executed. Its names are mapped to those of diffusers, the averaged weights are taken where it holds them, as the
-authors sample with them, and every tensor must find its place.
+The original is one pickle of tensors (Rombach et al. 2022); it is read with `weights_only`, so nothing in it
+is executed. Its names are mapped to those of diffusers, and every tensor must find its place. Averaged weights
+are taken where it holds them, as the authors sample with those.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def build(architecture: Architecture) -> LatentDiffusionPipeline:
     settings = {**_VQ_F4, **architecture.autoencoder}
     depth = len(settings["block_out_channels"])
     vae = VQModel(
-        down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth, **settings
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        **settings,
     )
     scheduler = DDIMScheduler(
         beta_start=0.0015,
@@ -155,7 +157,7 @@ def _assign(name: str, module: nn.Module, state: State) -> None:
 
 
 def unet_state(original: Mapping[str, Tensor], architecture: Architecture) -> State:
-    """Return the UNet's tensors of a checkpoint under diffusers' names, averaged ones where there are such."""
+    """Return the UNet's tensors of a checkpoint under diffusers' names, averaged where it has such."""
     state: State = {}
     for key, value in original.items():
         if not key.startswith(_UNET):

@@ -1,8 +1,8 @@
 """Checks, hashes and loads a model's folder. What lies in it is not trusted.
 
 Only safetensors weights and classes of diffusers, transformers and `harness.models.latent_diffusion` are
-loaded, nothing is downloaded, and every parameter must come from the folder: the libraries themselves would fill a missing one with random
-numbers, and a missing tokenizer with an empty one.
+loaded, nothing is downloaded, and every parameter must come from the folder: the libraries themselves would
+fill a missing one with random numbers, and a missing tokenizer with an empty one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from harness.compat import ensure_torchvision, quiet_imports
 from harness.errors import UserError
 from harness.models.card import ModelCard
 from harness.models.locate import EMBEDDED, weight_files
-from harness.models.locate import locate as locate
 
 _LIBRARIES = ("diffusers", "transformers")
 _OWN = "harness.models.latent_diffusion"

@@ -12,8 +12,8 @@ CARD = ModelCard(
     pipeline="PixArtSigmaPipeline",
     denoiser="transformer",
     family="pixart",
-    # The pipeline's caption length, not the tokenizer's. 1024x1024 is one of the binned resolutions, so binning
-    # would change nothing; caption cleaning needs two more packages.
+    # The pipeline's caption length, not the tokenizer's. 1024x1024 is one of the binned resolutions, so
+    # binning would change nothing; caption cleaning needs two more packages.
     sampling=Sampling(
         steps=20,
         guidance=4.5,

@@ -1,8 +1,8 @@
 """Stable Diffusion 1.4, 859.5 M parameters.
 
-Sampling as in MPQ-DM and the works it compares with: PLMS (the repository's scheduler), 50 steps, guidance 7.5.
-The policy is MPQ-DM's: the time embedding, the first and the last layer at 8 bits (here with 16-bit inputs), the
-rest quantized.
+Sampling as in MPQ-DM and the works it compares with: PLMS (the repository's scheduler), 50 steps, guidance
+7.5. The policy is MPQ-DM's: the time embedding, the first and the last layer at 8 bits (here with 16-bit
+inputs), the rest quantized.
 """
 
 from __future__ import annotations

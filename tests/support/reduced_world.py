@@ -1,4 +1,4 @@
-"""The project with the published models at reduced size: every process of a run finds it by this module's name.
+"""The project with the published models at reduced size; processes find it by this module's name.
 
 The environment variable REDUCED names the folder that holds one pipeline per model (`reduced.save_reduced`).
 """

@@ -176,7 +176,9 @@ def test_converted_weights_are_the_averaged_ones_and_run(tmp_path: Path) -> None
     pipeline.save_pretrained(folder)
     loaded = load_pipeline(get("ldm-4-imagenet"), folder, "cpu", torch.float32)
     call_arguments: dict[str, Any] = {
-        "class_labels": [3, 9], "num_inference_steps": 2, "output_type": "pt", "latents": torch.ones(2, 3, 8, 8)
+    expected = x + torch.nn.functional.conv1d(mixed, part["proj_out.weight"], part["proj_out.bias"]).view_as(
+        x
+    )
     }  # fmt: skip
     assert torch.equal(loaded(**call_arguments).images, pipeline(**call_arguments).images)
     with pytest.raises(ValueError, match="classes are 0 to 9"):
@@ -195,7 +197,9 @@ def test_plain_attention_is_split_head_by_head() -> None:
     q, k, v = qkv.reshape(heads, 3 * width // heads, 16).split(width // heads, dim=1)
     weights = torch.softmax(torch.einsum("hct,hcs->hts", q, k) / (width // heads) ** 0.5, dim=-1)
     mixed = torch.einsum("hts,hcs->hct", weights, v).reshape(1, width, 16)
-    expected = x + torch.nn.functional.conv1d(mixed, part["proj_out.weight"], part["proj_out.bias"]).view_as(x)
+    expected = x + torch.nn.functional.conv1d(mixed, part["proj_out.weight"], part["proj_out.bias"]).view_as(
+        x
+    )
     with torch.no_grad():
         found = pipeline.unet.mid_block.attentions[0](x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -235,7 +239,7 @@ class Hostile:
 def test_a_pickle_that_would_execute_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, mark = tmp_path / "model.ckpt", tmp_path / "executed"
     torch.save({"state_dict": {"model.diffusion_model.out.2.bias": Hostile(mark)}}, path)
-    with pytest.raises(UserError, match="cannot|can be read safely"):
+    with pytest.raises(UserError, match="can be read safely"):
         read_checkpoint(path)
     assert call(["convert", "ldm-4-imagenet", str(path), str(tmp_path / "out")]) == 2
     assert not mark.exists()

@@ -16,7 +16,6 @@ from harness.errors import UserError
 from harness.generate import generate_block
 from harness.models import load, locate, registry, roles
 
-
 EMBEDDED = ("tiny-unet", "tiny-dit")
 
 
@@ -62,13 +61,13 @@ def test_every_network_has_the_dtype_asked_for_whatever_the_files_hold(
 
 def test_locate_prefers_the_given_folder_and_refuses_what_is_no_model(folder: Path, tmp_path: Path) -> None:
     card = registry.get("tiny-unet")
-    assert load.locate(card, {"tiny-unet": folder}) == folder
+    assert locate.locate(card, {"tiny-unet": folder}) == folder
     with pytest.raises(UserError, match="no diffusers folder"):
-        load.locate(card, {"tiny-unet": tmp_path})
+        locate.locate(card, {"tiny-unet": tmp_path})
     published = replace(card, name="big", embedded=False)
-    assert load.locate(published, {"big": folder}) == folder
+    assert locate.locate(published, {"big": folder}) == folder
     with pytest.raises(UserError, match="--model-path big=DIR"):
-        load.locate(published, {"tiny-unet": folder})
+        locate.locate(published, {"tiny-unet": folder})
 
 
 def test_a_shared_vae_lies_beside_the_embedded_models(
@@ -80,7 +79,7 @@ def test_a_shared_vae_lies_beside_the_embedded_models(
     for module in (load, locate):
         monkeypatch.setattr(module, "EMBEDDED", tmp_path)
     card = registry.get("tiny-unet")
-    path = load.locate(card, {})
+    path = locate.locate(card, {})
     assert path == tmp_path / "tiny-unet"
     assert load.weights_digest(path) == load.weights_digest(whole)
     pipeline = load.load_pipeline(card, path, "cpu", torch.float32)
@@ -173,7 +172,7 @@ def test_a_damaged_folder_is_refused_in_one_line(
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_models_load_from_the_package_and_sample(name: str) -> None:
     card = registry.get(name)
-    pipeline = load.load_pipeline(card, load.locate(card, {}), "cpu", torch.float32)
+    pipeline = load.load_pipeline(card, locate.locate(card, {}), "cpu", torch.float32)
     denoiser = getattr(pipeline, card.denoiser)
     weights = [m.weight.numel() for m in denoiser.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     handed = [denoiser.get_submodule(t.name).weight.numel() for t in roles.targets(card, denoiser, 4, 8)]

@@ -72,7 +72,12 @@ def test_a_model_in_the_cache_is_found_and_one_that_is_not_is_named(cache: Path)
 def test_exactly_what_is_missing_is_listed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "sdxl", SDXL.components)
     shard(folder / "unet", ["a.safetensors", "b.safetensors"])
-    for name in ("unet/b.safetensors", "vae/config.json", "text_encoder_2/model.safetensors", "tokenizer/vocab.json"):
+    for name in (
+        "unet/b.safetensors",
+        "vae/config.json",
+        "text_encoder_2/model.safetensors",
+        "tokenizer/vocab.json",
+    ):
         (folder / name).unlink()
     (folder / "scheduler" / "scheduler_config.json").unlink()
     assert locate.missing_files(SDXL, folder) == [
@@ -144,5 +149,7 @@ def test_offline_all_that_is_missing_is_listed_and_nothing_heavy_is_imported(
     assert done.stdout == "2 [] 1\n"
     (line,) = done.stderr.splitlines()
     parts = "scheduler/, text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/, transformer/, vae/"
-    where = "black-forest-labs/FLUX.1-dev@3de623fc: run without --offline, or give --model-path flux.1-dev=DIR"
+    where = (
+        "black-forest-labs/FLUX.1-dev@3de623fc: run without --offline, or give --model-path flux.1-dev=DIR"
+    )
     assert f"flux.1-dev: model_index.json, {parts} ({where}); pixart-sigma: vae/config.json ({given})" in line

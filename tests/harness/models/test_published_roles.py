@@ -16,54 +16,116 @@ from harness.models import roles
 from harness.models.registry import get
 
 SD_UNET = {
-    "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "cross_attention_dim": 768,
-    "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280),
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}  # fmt: skip
+}
 SDXL_UNET = {
-    "sample_size": 128, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 2,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
-    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "block_out_channels": (320, 640, 1280),
+    "cross_attention_dim": 2048,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
+}
 FLUX = {
-    "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
-    "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
     "axes_dims_rope": (16, 56, 56),
-}  # fmt: skip
+}
 PIXART = {
-    "sample_size": 128, "num_layers": 28, "attention_head_dim": 72, "num_attention_heads": 16, "in_channels": 4,
-    "out_channels": 8, "patch_size": 2, "attention_bias": True, "cross_attention_dim": 1152,
-    "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_single",
-    "norm_elementwise_affine": False, "norm_eps": 1e-6, "caption_channels": 4096, "interpolation_scale": 2,
+    "sample_size": 128,
+    "num_layers": 28,
+    "attention_head_dim": 72,
+    "num_attention_heads": 16,
+    "in_channels": 4,
+    "out_channels": 8,
+    "patch_size": 2,
+    "attention_bias": True,
+    "cross_attention_dim": 1152,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "caption_channels": 4096,
+    "interpolation_scale": 2,
     "use_additional_conditions": False,
-}  # fmt: skip
+}
 SANA = {
-    "in_channels": 32, "out_channels": 32, "num_attention_heads": 70, "attention_head_dim": 32, "num_layers": 20,
-    "num_cross_attention_heads": 20, "cross_attention_head_dim": 112, "cross_attention_dim": 2240,
-    "caption_channels": 2304, "mlp_ratio": 2.5, "attention_bias": False, "sample_size": 32, "patch_size": 1,
-    "norm_elementwise_affine": False, "norm_eps": 1e-6, "interpolation_scale": None,
-}  # fmt: skip
+    "in_channels": 32,
+    "out_channels": 32,
+    "num_attention_heads": 70,
+    "attention_head_dim": 32,
+    "num_layers": 20,
+    "num_cross_attention_heads": 20,
+    "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240,
+    "caption_channels": 2304,
+    "mlp_ratio": 2.5,
+    "attention_bias": False,
+    "sample_size": 32,
+    "patch_size": 1,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "interpolation_scale": None,
+}
 DIT = {
-    "sample_size": 32, "num_layers": 28, "attention_head_dim": 72, "num_attention_heads": 16, "in_channels": 4,
-    "out_channels": 8, "patch_size": 2, "attention_bias": True, "activation_fn": "gelu-approximate",
-    "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_zero", "norm_elementwise_affine": False, "norm_eps": 1e-5,
-}  # fmt: skip
+    "sample_size": 32,
+    "num_layers": 28,
+    "attention_head_dim": 72,
+    "num_attention_heads": 16,
+    "in_channels": 4,
+    "out_channels": 8,
+    "patch_size": 2,
+    "attention_bias": True,
+    "activation_fn": "gelu-approximate",
+    "num_embeds_ada_norm": 1000,
+    "norm_type": "ada_norm_zero",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+}
 LDM_IMAGENET = {
-    "sample_size": 64, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "cross_attention_dim": 512,
-    "block_out_channels": (192, 384, 576, 960), "attention_head_dim": 1,
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "cross_attention_dim": 512,
+    "block_out_channels": (192, 384, 576, 960),
+    "attention_head_dim": 1,
     "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
     "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
-}  # fmt: skip
+}
 LDM_BEDROOM = {
-    "sample_size": 64, "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "attention_head_dim": 32,
-    "block_out_channels": (224, 448, 672, 896), "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "attention_head_dim": 32,
+    "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
     "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
-}  # fmt: skip
+}
 
 # Parameters, Linear and Conv2d layers of the published models.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int | None, int | None]] = {
@@ -78,7 +140,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int | None, int | None]] = 
     "dit-xl-2": ("DiTTransformer2DModel", DIT, 749_826_464, None, 1),
     "ldm-4-imagenet": ("UNet2DConditionModel", LDM_IMAGENET, 400_920_579, None, None),
     "ldm-4-bedroom": ("UNet2DModel", LDM_BEDROOM, 274_056_163, None, None),
-}  # fmt: skip
+}
 
 
 @cache
@@ -122,14 +184,26 @@ def test_the_policy_reaches_nearly_all_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        ("flux.1-dev", {"adaln.block": 0.2712, "fused.out": 0.1507, "ffn.up": 0.0603 + 0.1205, "context.q": 0.0151}),
-        ("pixart-sigma", {"attn.q": 0.0608, "cross.out": 0.0608, "ffn.up": 0.2433, "adaln": 0.0130, "caption": 0.0099}),
-        ("sana-1.6b", {"attn.q": 0.0625, "cross.v": 0.0625, "ffn.up": 0.3127, "ffn.down": 0.1564, "conv.depth": 0.0013}),
+        (
+            "flux.1-dev",
+            {"adaln.block": 0.2712, "fused.out": 0.1507, "ffn.up": 0.0603 + 0.1205, "context.q": 0.0151},
+        ),
+        (
+            "pixart-sigma",
+            {"attn.q": 0.0608, "cross.out": 0.0608, "ffn.up": 0.2433, "adaln": 0.0130, "caption": 0.0099},
+        ),
+        (
+            "sana-1.6b",
+            {"attn.q": 0.0625, "cross.v": 0.0625, "ffn.up": 0.3127, "ffn.down": 0.1564, "conv.depth": 0.0013},
+        ),
         ("dit-xl-2", {"adaln.block": 0.2973, "attn.v": 0.0496, "ffn.up": 0.1982, "time": 0.0606}),
         ("sdxl", {"ffn.up": 0.3191, "cross.k": 0.0664, "conv.res": 0.0664 + 0.0492, "conv.sample": 0.0090}),
-        ("sd-1.4", {"conv.res": 0.3356 + 0.2327, "ffn.up": 0.1153, "conv.sample": 0.0611, "time.proj": 0.0300}),
+        (
+            "sd-1.4",
+            {"conv.res": 0.3356 + 0.2327, "ffn.up": 0.1153, "conv.sample": 0.0611, "time.proj": 0.0300},
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_roles_hold_the_published_shares_of_the_parameters(name: str, share: dict[str, float]) -> None:
     found = shares(name)
     assert {role: found[role] for role in share} == pytest.approx(share, abs=3e-4)

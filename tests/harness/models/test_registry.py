@@ -9,7 +9,6 @@ import pytest
 from harness.errors import UserError
 from harness.models import registry, roles
 
-
 FINAL = {
     "sd-unet": "conv_out", "pixart": "proj_out", "flux": "proj_out", "sana": "proj_out", "dit": "proj_out_1"
 }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ PROMPTS = 2
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str, str], Path]]:
+def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str], Path]:
     """One run over all classes: (model, method, dataset) -> folder of the cell."""
     root = tmp_path_factory.mktemp("published")
     for name in MODELS:
@@ -43,7 +42,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, 
     for path in out.glob("cells/*/record.json"):
         identity = json.loads(path.read_text())["identity"]
         found[identity["model"], identity["method"], identity["dataset"]] = path.parent
-    yield found
+    return found
 
 
 def record(cell: Path) -> dict[str, Any]:
