@@ -34,7 +34,7 @@ def schedule(pipeline: Any, card: ModelCard) -> Tensor:
 
     Args:
         pipeline: its scheduler's timesteps are set.
-        card: the model; FLUX's pipeline rounds the timestep to the type of its weights and divides it by 1000.
+        card: the model. FLUX's pipeline rounds a timestep to the type of its weights and divides by 1000.
     """
     timesteps: Tensor = pipeline.scheduler.timesteps
     if card.timestep_unit != 1.0:

@@ -1,8 +1,8 @@
 """Turns an original LDM-4 checkpoint into a folder of `LatentDiffusionPipeline`.
 
 The original is one pickle of tensors (Rombach et al. 2022); it is read with `weights_only`, so nothing in it
-is executed. Its names are mapped to those of diffusers, and every tensor must find its place. Averaged weights
-are taken where it holds them, as the authors sample with those.
+is executed. Its names are mapped to those of diffusers, and every tensor must find its place. Averaged
+weights are taken where it holds them, as the authors sample with those.
 """
 
 from __future__ import annotations
