@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.datasets.contract import Prompt
-from harness.generate import denoiser_call, sample
+from harness.generate import denoiser_call, sample, schedule
 from harness.kernels.activations import StepIndex
 from harness.models.card import ModelCard
 from harness.models.roles import input_group, layer_roles
@@ -338,6 +338,6 @@ def record_calibration(
     finally:
         for handle in handles:
             handle.remove()
-    steps = len(pipeline.scheduler.timesteps)
+    steps = len(schedule(pipeline, card))
     statistics = {group: recorder.finish(steps) for group, recorder in recorders.items()}
     return Calibration(steps, statistics, groups)

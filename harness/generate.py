@@ -21,29 +21,46 @@ from harness.datasets.contract import Prompt
 from harness.errors import CellError
 from harness.kernels.activations import StepIndex, bind_step_index
 from harness.models.card import ModelCard
-from harness.noise import initial_latents, prompt_generators
+from harness.noise import initial_latents, pack_latents, prompt_generators
 
 _LONGEST_CAPTION = 4096
 """A tokenizer without a limit says so by a huge model_max_length."""
 
 
-def step_of(scheduler: Any, timestep: Tensor | float) -> int:
+def schedule(pipeline: Any, card: ModelCard) -> Tensor:
+    """Return the distinct timesteps that the denoiser is handed, in order: float64 [steps].
+
+    A step is one noise level. PNDM calls the denoiser twice at its second one, which is one step here.
+
+    Args:
+        pipeline: its scheduler's timesteps are set.
+        card: the model. FLUX's pipeline rounds a timestep to the type of its weights and divides by 1000.
+    """
+    timesteps: Tensor = pipeline.scheduler.timesteps
+    if card.timestep_unit != 1.0:
+        dtype = next(getattr(pipeline, card.denoiser).parameters()).dtype
+        timesteps = timesteps.to(dtype) / card.timestep_unit
+    values = timesteps.double().cpu().tolist()
+    return torch.tensor(list(dict.fromkeys(values)), dtype=torch.float64)
+
+
+def step_of(steps: Tensor, timestep: Tensor | float) -> int:
     """Return which sampling step a timestep belongs to.
 
     Args:
-        scheduler: the pipeline's scheduler, its timesteps set.
+        steps: distinct timesteps in order (`schedule`).
         timestep: what the denoiser was handed: a number, or one tensor of equal numbers.
 
     Returns:
-        The index of the timestep in `scheduler.timesteps`.
+        The index of the timestep in `steps`.
 
     Raises:
         RuntimeError: the schedule does not hold the timestep exactly once, or the tensor's numbers differ.
     """
-    given = torch.as_tensor(timestep).reshape(-1)
+    given = torch.as_tensor(timestep).reshape(-1).double().cpu()
     if given.numel() == 0 or bool((given != given[0]).any()):
         raise RuntimeError(f"one denoiser call at several timesteps: {given.tolist()}")
-    found = torch.nonzero(scheduler.timesteps.to(given.device) == given[0]).reshape(-1).tolist()
+    found = torch.nonzero(steps == given[0]).reshape(-1).tolist()
     if len(found) != 1:
         raise RuntimeError(f"timestep {given[0].item()} occurs {len(found)} times in the schedule, not once")
     return int(found[0])
@@ -79,7 +96,7 @@ def tracked_steps(pipeline: Any, card: ModelCard, index: StepIndex) -> Iterator[
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timestep = signature.bind(*args, **kwargs).arguments["timestep"]
-        index.value = step_of(pipeline.scheduler, timestep)
+        index.value = step_of(schedule(pipeline, card), timestep)
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         _require_finite(_first_tensor(output), f"the prediction at step {index.value}")
@@ -97,24 +114,42 @@ def tracked_steps(pipeline: Any, card: ModelCard, index: StepIndex) -> Iterator[
             handle.remove()
 
 
+def _condition(card: ModelCard, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What the pipeline is asked to draw: captions, classes, or a number of pictures."""
+    if card.condition == "text":
+        return {"prompt": [prompt.text for prompt in prompts]}
+    if card.condition == "class":
+        return {"class_labels": [int(prompt.facts["class"]) for prompt in prompts]}
+    return {"batch_size": len(prompts)}
+
+
+def _noise(
+    pipeline: Any, card: ModelCard, generators: Sequence[torch.Generator], dtype: torch.dtype
+) -> Tensor:
+    """The noise a picture starts from, in the form its pipeline takes."""
+    channels = getattr(pipeline, card.denoiser).config.in_channels
+    scale = pipeline.vae_scale_factor
+    height, width = card.sampling.height // scale, card.sampling.width // scale
+    if card.latents == "packed":
+        return pack_latents(initial_latents(generators, (channels // 4, height, width))).to(dtype)
+    return initial_latents(generators, (channels, height, width)).to(dtype)
+
+
 def _call_arguments(pipeline: Any, card: ModelCard, prompts: Sequence[Prompt], seed: int) -> dict[str, Any]:
     """Keyword arguments of the pipeline's call for one batch of prompts."""
     sampling = card.sampling
-    denoiser = getattr(pipeline, card.denoiser)
-    scale = pipeline.vae_scale_factor
-    shape = (denoiser.config.in_channels, sampling.height // scale, sampling.width // scale)
     generators = prompt_generators(prompts, seed)
-    latents = initial_latents(generators, shape)
-    arguments = {
-        "prompt": [prompt.text for prompt in prompts],
+    arguments: dict[str, Any] = {
+        **_condition(card, prompts),
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance,
-        "height": sampling.height,
-        "width": sampling.width,
         "generator": generators,
-        "latents": latents.to(next(denoiser.parameters()).dtype),
         **sampling.call,
     }
+    if card.latents != "drawn":
+        dtype = next(getattr(pipeline, card.denoiser).parameters()).dtype
+        noise = _noise(pipeline, card, generators, dtype)
+        arguments |= {"height": sampling.height, "width": sampling.width, "latents": noise}
     accepted = inspect.signature(pipeline.__call__).parameters
     if "max_sequence_length" in accepted and "max_sequence_length" not in arguments:
         longest = pipeline.tokenizer.model_max_length
@@ -138,7 +173,8 @@ def sample(
         card: the model, with the sampling to use.
         prompts: the batch.
         seed: the protocol's seed.
-        output: `pt` for images in 0..1, `latent` for the final latents.
+        output: `pt` for images in 0..1, `latent` for the final latents (images where the pipeline draws its
+            own noise: it gives nothing else).
         index: tells the caller's hooks the step while the denoiser runs; by default nobody is told.
 
     Returns:
@@ -155,6 +191,8 @@ def sample(
     try:
         with torch.inference_mode(), tracked_steps(pipeline, card, index or StepIndex()):
             arguments = _call_arguments(pipeline, card, prompts, seed)
+            if card.latents == "drawn":
+                output = "pt"  # such a pipeline has no other tensors to give
             result: Tensor = pipeline(**arguments, output_type=output).images
     finally:
         handle.remove()

@@ -43,3 +43,17 @@ def initial_latents(generators: Sequence[torch.Generator], shape: tuple[int, int
         float32 [n, channels, height, width].
     """
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def pack_latents(latents: Tensor) -> Tensor:
+    """Turn maps into tokens of 2x2 patches, as FLUX's transformer takes them.
+
+    Args:
+        latents: [n, channels, height, width]; an odd last row or column is an error.
+
+    Returns:
+        [n, height/2 * width/2, channels * 4]; a token holds, for each channel, its patch row by row.
+    """
+    n, channels, height, width = latents.shape
+    patches = latents.reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(n, (height // 2) * (width // 2), channels * 4)

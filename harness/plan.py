@@ -225,7 +225,7 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         method=method,
         reference=reference or key,
         calibration=_calibration_key(grid, setting) if needs else None,
-        unsupported=None if method is None else _unsupported(method, bits),
+        unsupported=_unfit(grid, setting) or (None if method is None else _unsupported(method, bits)),
     )
 
 
@@ -240,6 +240,17 @@ def _calibration_key(grid: _Grid, setting: Setting) -> str:
         "prompts": prompts,
     }
     return digest_json(about)[:KEY_DIGITS]
+
+
+def _unfit(grid: _Grid, setting: Setting) -> str | None:
+    """Why a model cannot draw what a prompt set asks for, or None."""
+    condition = setting.model.condition
+    classes = all("class" in prompt.facts for prompt in grid.calibration_prompts[setting.dataset])
+    if condition == "class" and not classes:
+        return f"{setting.model.name} draws classes; dataset {setting.dataset} has captions"
+    if condition == "text" and classes and grid.calibration_prompts[setting.dataset]:
+        return f"{setting.model.name} reads captions; dataset {setting.dataset} has classes"
+    return None
 
 
 def _unsupported(method: MethodFacts, bits: Bits) -> str | None:

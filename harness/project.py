@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -48,8 +48,16 @@ def effective_card(name: str, protocol: Mapping[str, Any]) -> ModelCard:
     return replace(card, sampling=replace(card.sampling, **changes))
 
 
-def parameter_count(folder: Path) -> int:
-    """Return how many numbers the safetensors files of a folder hold, from their headers alone.
+def planned_card(facts: ModelFacts) -> ModelCard:
+    """Return a model's card with the sampling that was settled when the run was planned."""
+    from harness.models import registry
+    from harness.models.card import Sampling
+
+    return replace(registry.get(facts.name), sampling=Sampling(**facts.sampling))
+
+
+def parameter_count(files: Iterable[Path]) -> int:
+    """Return how many numbers safetensors files hold, from their headers alone.
 
     Raises:
         UserError: a file is damaged.
@@ -57,7 +65,7 @@ def parameter_count(folder: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     count = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in files:
         try:
             with safe_open(path, framework="numpy") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -95,9 +103,10 @@ class ModelSession:
 
         if files_stamp(setting.model.path) != setting.model.stamp:
             raise CellError("corrupt", f"the files of {setting.model.name} changed during the run; run again")
-        self._card = effective_card(setting.model.name, setting.protocol)
+        self._card = planned_card(setting.model)
         self._protocol = setting.protocol
         self._seed = int(setting.protocol["seed"])
+        self._policy = str(setting.protocol.get("policy", "harness"))
         self._device = setting.device
         dtype = getattr(torch, setting.protocol["dtype"])
         self._pipeline = load_pipeline(self._card, setting.model.path, setting.device, dtype)
@@ -114,7 +123,7 @@ class ModelSession:
         from harness.calibrate import record_calibration
         from harness.models.roles import targets
 
-        names = [target.name for target in targets(self._card, self._denoiser, 8, 8)]
+        names = [target.name for target in targets(self._card, self._denoiser, 8, 8, self._policy)]
         budget = int(self._protocol["calibration_mib"]) * 2**20
         stream = record_calibration(self._pipeline, self._card, names, list(prompts), self._seed, budget)
         stream.save(path)
@@ -126,7 +135,7 @@ class ModelSession:
         from harness.methods.contract import QuantizeJob
         from harness.models.roles import hidden_width, targets
 
-        self._targets = targets(self._card, self._denoiser, *bits)
+        self._targets = targets(self._card, self._denoiser, *bits, self._policy)
         job = QuantizeJob(
             denoiser=self._denoiser,
             targets=self._targets,
@@ -255,24 +264,37 @@ class Project:
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
         """Return the facts of a model."""
-        from harness.models.load import locate, weights_digest
+        from harness.models.load import weights_digest
+        from harness.models.locate import fetch, locate, weight_files
+        from harness.models.roles import policy_of
 
         card = effective_card(name, protocol)
-        path = locate(card, paths).absolute()
-        folder = path / card.denoiser
+        fetched = card.hub is not None and name not in paths
+        path = (fetch(card) if fetched else locate(card, paths)).absolute()
+        variant = None if card.hub is None else card.hub.variant
+        files, _ = weight_files(path / card.denoiser, variant)
+        policy_of(card, protocol.get("policy", "harness"))
         sampling = asdict(card.sampling)
         pixels = card.sampling.height * card.sampling.width
         return ModelFacts(
             name=name,
             path=path,
-            digest=weights_digest(path),
+            digest=weights_digest(path, card.components, variant),
             sampling=sampling,
             seconds_per_image=_EMBEDDED_SECONDS_PER_IMAGE if card.embedded else None,
             bytes_per_image=pixels * _PNG_BYTES_PER_PIXEL,
-            weight_bytes=2 * parameter_count(folder),
-            file_bytes=sum(entry.stat().st_size for entry in folder.glob("*.safetensors")),
+            weight_bytes=2 * parameter_count(files),
+            file_bytes=sum(file.stat().st_size for file in files if file.is_file()),
             stamp=files_stamp(path),
+            condition=card.condition,
         )
+
+    def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
+        """Check that every file of the models is there."""
+        from harness.models import registry
+        from harness.models.locate import check_complete
+
+        check_complete([registry.get(name) for name in names], paths)
 
     def method(self, name: str, overrides: Mapping[str, str]) -> MethodFacts:
         """Return the facts of a method with its settings."""

@@ -23,7 +23,7 @@ from harness.outlook import Outlook, finished_record, make_jobs, survey, totals
 from harness.plan import Cell, Plan, make_plan
 from harness.progress import RunProgress
 from harness.reports.record import Record, State
-from harness.request import Request
+from harness.request import Request, choose_model_paths, choose_models
 from harness.store import RunStore
 from harness.world import World
 
@@ -89,8 +89,7 @@ def run(request: Request, console: Console) -> int:
         KeyboardInterrupt: Ctrl-C; the run folder is left resumable.
         DiskFullError: there is no room left; the run folder is left resumable.
     """
-    go_offline(request)
-    world: World = resolve(DEFAULT_WORLD)
+    world = _ready(request)
     with LocalExecutor(world.preload) as executor:  # imports while the plan is made
         plan = make_plan(request, world)
         workers = worker_count(request, plan)
@@ -113,13 +112,22 @@ def run(request: Request, console: Console) -> int:
 
 def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     """Return the plan, how far each cell is, and the number of workers; nothing is written."""
-    go_offline(request)
-    world: World = resolve(DEFAULT_WORLD)
+    world = _ready(request)
     plan = make_plan(request, world)
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
     outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
     return plan, outlooks, worker_count(request, plan)
+
+
+def _ready(request: Request) -> World:
+    """Set the environment, and check what can be checked before anything heavy is imported."""
+    go_offline(request)
+    world: World = resolve(DEFAULT_WORLD)
+    if request.offline:
+        models = choose_models(request, world)
+        world.check_models(models, choose_model_paths(request.model_paths, models, world))
+    return world
 
 
 def go_offline(request: Request) -> None:
@@ -227,7 +235,10 @@ def _reduce(state: _Run, workers: int) -> None:
 
 
 def _task(state: _Run, stage: str, job: Job, args: tuple[Any, ...]) -> Task:
-    return Task(f"{job.cell.title} {stage}", f"harness.cell:{stage}", args, job.files.log, state.timeout)
+    several = len({other.cell.setting.dataset for other in state.jobs.values()}) > 1
+    where = f" on {job.cell.setting.dataset}" if several else ""
+    name = f"{job.cell.title}{where} {stage}"
+    return Task(name, f"harness.cell:{stage}", args, job.files.log, state.timeout)
 
 
 def _calibration_task(state: _Run, key: str, job: Job) -> Task:

@@ -33,6 +33,7 @@ class ModelFacts:
         bytes_per_image: rough size of a stored image.
         weight_bytes: of the unquantized denoiser at 16 bits a weight.
         file_bytes: of the denoiser's weight files.
+        condition: what it draws: `text`, `class` or `none`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelFacts:
     weight_bytes: int
     file_bytes: int
     stamp: str = ""
+    condition: str = "text"
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,14 @@ class World(Protocol):
 
     def method_names(self) -> list[str]:
         """Return the methods `--methods all` stands for."""
+        ...
+
+    def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
+        """Check, importing nothing heavy, that every file of the models is there.
+
+        Raises:
+            harness.errors.UserError: the message lists all that are missing.
+        """
         ...
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:

@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.converting import convert_command
 from harness.cli.doctor import doctor_command
 from harness.cli.fetch import fetch_command
 from harness.cli.listing import list_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("run", help="Quantize, generate, measure and compare every cell of a grid.")(run_command)
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
+app.command("convert", help="Turn an original checkpoint into a folder for --model-path.")(convert_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
 app.add_typer(protocol_app, name="protocol")
 app.command("prompts", help="Print what a prompt file holds and what a protocol takes of it.")(

@@ -1,8 +1,8 @@
-"""Finds, checks, hashes and loads a model's folder. What lies in it is not trusted.
+"""Checks, hashes and loads a model's folder. What lies in it is not trusted.
 
-Only safetensors weights and classes of diffusers and transformers are loaded, nothing is downloaded, and
-every parameter must come from the folder: the libraries themselves would fill a missing one with random
-numbers, and a missing tokenizer with an empty one.
+Only safetensors weights and classes of diffusers, transformers and `harness.models.latent_diffusion` are
+loaded, nothing is downloaded, and every parameter must come from the folder: the libraries themselves would
+fill a missing one with random numbers, and a missing tokenizer with an empty one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,22 @@ from torch import nn
 from harness.compat import ensure_torchvision, quiet_imports
 from harness.errors import UserError
 from harness.models.card import ModelCard
+from harness.models.locate import EMBEDDED, weight_files
 
-_EMBEDDED = Path(__file__).parent / "embedded"
 _LIBRARIES = ("diffusers", "transformers")
+_OWN = "harness.models.latent_diffusion"
+_OWN_CLASSES = {_OWN: ("ClassEmbedder",)}
+_OWN_PIPELINES = ("LatentDiffusionPipeline",)
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
+    # A watermark would count as an error of whatever is compared.
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+}
+"""What a pipeline is built with beside its components."""
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _HASHED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
@@ -32,48 +45,37 @@ _PROBE = "a small red circle to the left of a large blue square"
 _PROBE_PIECES = 5
 
 
-def locate(card: ModelCard, model_paths: Mapping[str, Path]) -> Path:
-    """Return the folder of a model: the one given for its name, else the one shipped with the package.
-
-    Args:
-        card: the model.
-        model_paths: folders given with `--model-path NAME=DIR`, by name.
-
-    Raises:
-        harness.errors.UserError: no model lies there, or the model is not shipped and no folder is given.
-    """
-    if card.name in model_paths:
-        path = model_paths[card.name]
-        if not (path / "model_index.json").is_file():
-            raise UserError(f"--model-path {card.name}: {path} is no diffusers folder (no model_index.json)")
-        return path
-    if not card.embedded:
-        raise UserError(f"model {card.name!r} is not shipped: give --model-path {card.name}=DIR")
-    path = _EMBEDDED / card.name
-    if not (path / "model_index.json").is_file():
-        raise UserError(f"the weights of {card.name!r} are missing from this installation ({path})")
-    return path
-
-
 def _component_folders(path: Path) -> dict[str, Path]:
     """The folders that make up a model, by their name in its index; the embedded models share one VAE."""
     folders = {entry.name: entry for entry in sorted(path.iterdir()) if entry.is_dir()}
-    if "vae" not in folders and path.parent == _EMBEDDED:
-        folders["vae"] = _EMBEDDED / "vae"
+    if "vae" not in folders and path.parent == EMBEDDED:
+        folders["vae"] = EMBEDDED / "vae"
     return folders
 
 
-def weights_digest(path: Path) -> str:
+def weights_digest(path: Path, components: Collection[str] = (), variant: str | None = None) -> str:
     """Return the sha256, in hex, over the names and contents of a model's weight and config files.
 
-    The digest does not depend on where the folder lies, nor on whether its VAE is shared.
+    The digest does not depend on where the folder lies, nor on whether its VAE is shared, nor on weight files
+    that are not loaded: copies in another precision or format beside those that are.
+
+    Args:
+        path: the model's folder.
+        components: folders that count; all by default.
+        variant: of the weight files, where the model is loaded from such.
 
     Raises:
         harness.errors.UserError: the folder holds no such file.
     """
     files = {entry.name: entry for entry in path.iterdir() if entry.is_file()}
+    files = {name: entry for name, entry in files.items() if entry.suffix != ".safetensors"}
     for name, folder in _component_folders(path).items():
-        inside = (entry for entry in folder.rglob("*") if entry.is_file())
+        if components and name not in components:
+            continue
+        inside = {entry for entry in folder.rglob("*") if entry.is_file()}
+        used, _ = weight_files(folder, variant)
+        if used:
+            inside -= {entry for entry in folder.glob("*.safetensors") if entry not in used}
         files.update({f"{name}/{entry.relative_to(folder).as_posix()}": entry for entry in inside})
     hashed = sorted(name for name, entry in files.items() if entry.suffix in _HASHED_SUFFIXES)
     if not hashed:
@@ -99,7 +101,8 @@ def _read_index(card: ModelCard, path: Path) -> dict[str, tuple[str, str]]:
     for name, entry in index.items():
         if name.startswith("_") or name in _UNUSED or not isinstance(entry, list) or entry == [None, None]:
             continue
-        if not re.fullmatch(r"\w+", name) or len(entry) != 2 or entry[0] not in _LIBRARIES:
+        known = len(entry) == 2 and (entry[0] in _LIBRARIES or entry[1] in _OWN_CLASSES.get(entry[0], ()))
+        if not re.fullmatch(r"\w+", name) or not known:
             raise UserError(f"{path}/model_index.json: {name!r} is of neither diffusers nor transformers")
         components[name] = (entry[0], str(entry[1]))
     if card.denoiser not in components:
@@ -120,12 +123,18 @@ def _component_class(path: Path, name: str, library: str, class_name: str) -> An
     return found
 
 
-def _load_network(cls: Any, name: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _load_network(cls: Any, name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     """Load one network; UserError unless every one of its parameters is in the folder."""
-    if not any(folder.glob("*.safetensors")):
+    files, variant = weight_files(folder, variant)
+    if not files:
         raise UserError(f"{folder}: no safetensors weights for {name!r} (other formats are not loaded)")
     network, info = cls.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, torch_dtype=dtype
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        torch_dtype=dtype,
+        variant=variant,
     )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -143,13 +152,13 @@ def _load_tokenizer(cls: Any, name: str, folder: Path) -> Any:
     return tokenizer
 
 
-def _load_component(cls: Any, name: str, folder: Path, dtype: torch.dtype) -> Any:
+def _load_component(cls: Any, name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     """Load one component of the index; every way a folder can be broken becomes a UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: the folder of {name!r} is missing")
     try:
         if issubclass(cls, nn.Module):
-            return _load_network(cls, name, folder, dtype)
+            return _load_network(cls, name, folder, dtype, variant)
         if "Tokenizer" in cls.__name__:
             return _load_tokenizer(cls, name, folder)
         return cls.from_pretrained(folder, local_files_only=True)
@@ -179,18 +188,23 @@ def load_pipeline(card: ModelCard, path: Path, device: torch.device | str, dtype
     ensure_torchvision()
     components = _read_index(card, path)
     folders = _component_folders(path)
+    variant = None if card.hub is None else card.hub.variant
+    own = card.pipeline in _OWN_PIPELINES
     with quiet_imports():
         for library in _LIBRARIES:
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
-        pipeline_class = getattr(importlib.import_module("diffusers"), card.pipeline)
+        pipeline_class = getattr(importlib.import_module(_OWN if own else "diffusers"), card.pipeline)
         loaded: dict[str, Any] = {}
         for name, (library, class_name) in components.items():
             cls = _component_class(path, name, library, class_name)
-            loaded[name] = _load_component(cls, name, folders.get(name, path / name), dtype)
-        if card.pipeline == "StableDiffusionPipeline":
-            loaded.update(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+            loaded[name] = _load_component(cls, name, folders.get(name, path / name), dtype, variant)
+        loaded.update(_SETTINGS.get(card.pipeline, {}))
         try:
-            pipeline = pipeline_class.from_pretrained(path, local_files_only=True, **loaded)
+            pipeline = (
+                pipeline_class(**loaded)
+                if own
+                else pipeline_class.from_pretrained(path, local_files_only=True, **loaded)
+            )
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: {card.pipeline} cannot be built: {_one_line(error)}") from error
         pipeline.set_progress_bar_config(disable=True)

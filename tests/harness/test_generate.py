@@ -143,29 +143,29 @@ def test_the_caption_length_of_a_transformer_is_its_tokenizers(folders: dict[str
     assert set(lengths) == {12}
 
 
-def scheduler(steps: int) -> Any:
+def levels(steps: int) -> torch.Tensor:
+    """Timesteps of a sampler."""
     made = pipelines.diffusers.DPMSolverMultistepScheduler()
     made.set_timesteps(steps)
-    return made
+    return made.timesteps.double()
 
 
 def test_the_step_is_looked_up_in_the_schedule() -> None:
-    made = scheduler(7)
-    for i, timestep in enumerate(made.timesteps):
+    made = levels(7)
+    for i, timestep in enumerate(made):
         assert generate.step_of(made, timestep) == i
         assert generate.step_of(made, timestep.expand(4)) == i
         assert generate.step_of(made, int(timestep)) == i
 
 
 def test_a_timestep_outside_the_schedule_or_ambiguous_is_refused() -> None:
-    made = scheduler(7)
+    made = levels(7)
     with pytest.raises(RuntimeError, match="occurs 0 times"):
-        generate.step_of(made, int(made.timesteps[2]) + 1)
+        generate.step_of(made, int(made[2]) + 1)
     with pytest.raises(RuntimeError, match="several timesteps"):
-        generate.step_of(made, made.timesteps[:2])
-    made.timesteps = torch.tensor([9, 9, 1])
+        generate.step_of(made, made[:2])
     with pytest.raises(RuntimeError, match="occurs 2 times"):
-        generate.step_of(made, torch.tensor(9))
+        generate.step_of(torch.tensor([9.0, 9.0, 1.0]).double(), torch.tensor(9))
 
 
 def test_the_step_index_follows_the_timestep_and_not_the_number_of_calls(model: tuple[Any, Any]) -> None:

@@ -14,13 +14,15 @@ from torch import nn
 
 from harness.errors import UserError
 from harness.generate import generate_block
-from harness.models import load, registry, roles
+from harness.models import load, locate, registry, roles
+
+EMBEDDED = ("tiny-unet", "tiny-dit")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {name: pipelines.save_tiny(name, root / name) for name in registry.names()}
+    return {name: pipelines.save_tiny(name, root / name) for name in EMBEDDED}
 
 
 @pytest.fixture
@@ -59,13 +61,13 @@ def test_every_network_has_the_dtype_asked_for_whatever_the_files_hold(
 
 def test_locate_prefers_the_given_folder_and_refuses_what_is_no_model(folder: Path, tmp_path: Path) -> None:
     card = registry.get("tiny-unet")
-    assert load.locate(card, {"tiny-unet": folder}) == folder
+    assert locate.locate(card, {"tiny-unet": folder}) == folder
     with pytest.raises(UserError, match="no diffusers folder"):
-        load.locate(card, {"tiny-unet": tmp_path})
+        locate.locate(card, {"tiny-unet": tmp_path})
     published = replace(card, name="big", embedded=False)
-    assert load.locate(published, {"big": folder}) == folder
+    assert locate.locate(published, {"big": folder}) == folder
     with pytest.raises(UserError, match="--model-path big=DIR"):
-        load.locate(published, {"tiny-unet": folder})
+        locate.locate(published, {"tiny-unet": folder})
 
 
 def test_a_shared_vae_lies_beside_the_embedded_models(
@@ -74,9 +76,10 @@ def test_a_shared_vae_lies_beside_the_embedded_models(
     whole = saved["tiny-unet"]
     shutil.copytree(whole, tmp_path / "tiny-unet")
     shutil.move(tmp_path / "tiny-unet" / "vae", tmp_path / "vae")
-    monkeypatch.setattr(load, "_EMBEDDED", tmp_path)
+    for module in (load, locate):
+        monkeypatch.setattr(module, "EMBEDDED", tmp_path)
     card = registry.get("tiny-unet")
-    path = load.locate(card, {})
+    path = locate.locate(card, {})
     assert path == tmp_path / "tiny-unet"
     assert load.weights_digest(path) == load.weights_digest(whole)
     pipeline = load.load_pipeline(card, path, "cpu", torch.float32)
@@ -166,10 +169,10 @@ def test_a_damaged_folder_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_models_load_from_the_package_and_sample(name: str) -> None:
     card = registry.get(name)
-    pipeline = load.load_pipeline(card, load.locate(card, {}), "cpu", torch.float32)
+    pipeline = load.load_pipeline(card, locate.locate(card, {}), "cpu", torch.float32)
     denoiser = getattr(pipeline, card.denoiser)
     weights = [m.weight.numel() for m in denoiser.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     handed = [denoiser.get_submodule(t.name).weight.numel() for t in roles.targets(card, denoiser, 4, 8)]
@@ -179,5 +182,5 @@ def test_the_embedded_models_load_from_the_package_and_sample(name: str) -> None
 
 
 def test_the_embedded_weights_stay_within_32_megabytes() -> None:
-    files = [file for file in load._EMBEDDED.rglob("*") if file.is_file()]
+    files = [file for file in load.EMBEDDED.rglob("*") if file.is_file()]
     assert 0 < sum(file.stat().st_size for file in files) <= 32 * 2**20

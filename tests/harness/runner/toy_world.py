@@ -138,6 +138,9 @@ class ToyWorld:
     def method_names(self):
         return list(self.methods)
 
+    def check_models(self, names, paths):
+        pass
+
     def model(self, name, protocol, paths):
         sampling = {"steps": protocol["steps"] or 2}
         return ModelFacts(name, Path(os.environ["TOY"]), f"digest of {name}", sampling, 0.01, 200, 64, 70)
