@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.gating import gate_command
 from harness.cli.listing import list_command
 from harness.cli.reporting import report_command, show_command
 from harness.cli.running import run_command
@@ -31,6 +32,7 @@ app.command("run", help="Quantize, generate, measure and compare every cell of a
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
+app.command("gate", help="Compare a run with a baseline: pass, fail or undecided.")(gate_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +44,8 @@ def call(arguments: list[str]) -> int:
     """Run the command line.
 
     Returns:
-        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted.
+        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted; of `gate` 0 passed,
+        1 failed, 3 undecided.
     """
     try:
         result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)

@@ -1,9 +1,9 @@
 """Group-sequential levels: how much error each look at growing data may spend.
 
 Lan and DeMets, "Discrete sequential boundaries for clinical trials" (Biometrika 1983), with their
-Pocock-type spending function alpha ln(1 + (e - 1) t), t being the share of the planned prompts seen. A baseline
-with fewer prompts only changes the plan, not the method. Unlike an O'Brien-Fleming boundary, which at t = 1/16
-would let nothing be decided, it lets the first look find large changes.
+Pocock-type spending function alpha ln(1 + (e - 1) t), t being the share of the planned prompts seen. A
+baseline with fewer prompts only changes the plan, not the method. Unlike an O'Brien-Fleming boundary, which
+at t = 1/16 would let nothing be decided, it lets the first look find large changes.
 
 With an unknown variance each normal boundary becomes the quantile of Student's t at the same tail probability
 (Jennison and Turnbull, "Group Sequential Methods", 2000, section 3.8).

@@ -83,7 +83,8 @@ def test_intervals_cover_the_difference_of_populations(difference):
     reference = np.random.default_rng(3).normal(size=(400, D))
     large = pair(np.random.default_rng(4), 200_000 if difference is fid_difference else 2000)
     truth = difference(*large, reference).value
-    found = [difference(*pair(np.random.default_rng(100 + k), 256), reference) for k in range(200 if difference is fid_difference else 100)]
+    times = 200 if difference is fid_difference else 100
+    found = [difference(*pair(np.random.default_rng(100 + k), 256), reference) for k in range(times)]
     share = np.mean([interval.lo <= truth <= interval.hi for interval in found])
     assert 0.91 <= share <= 0.98
 
