@@ -122,7 +122,7 @@ def make_plan(request: Request, world: World) -> Plan:
         UserError: anything in the request is unknown, out of range or contradictory.
     """
     check_numbers(request)
-    protocol = settle(request.protocol, request.seed)
+    protocol = settle(request.protocol, request.seed, request.block)
     bits = parse_bits(request.bits, request.act_bits)
     models = choose_models(request, world)
     datasets = request.datasets or (protocol.base.dataset,)

@@ -201,6 +201,9 @@ class ModelSession:
             step_ms_ref=times.reference.median,
             peak_bytes=forward_peak_bytes(ours, self._device, module_bytes(self._denoiser)),
             environment=environment(),
+            step_ratio=times.ratio.median,
+            step_ratio_lo=times.ratio.lo,
+            step_ratio_hi=times.ratio.hi,
         )
 
 

@@ -15,6 +15,8 @@ from harness.world import MethodFacts, World
 
 REFERENCE = "reference"
 DEVICES = ("auto", "cpu", "cuda")
+LARGEST_BLOCK = 100
+"""Images of a block are named by two digits."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Request:
     protocol: str = "scenes-default"
     prompts: int = 64
     seed: int | None = None
+    block: int | None = None
     device: str = "auto"
     workers: int | None = None
     data_paths: tuple[str, ...] = ()
@@ -47,6 +50,8 @@ def check_numbers(request: Request) -> None:
     """
     if request.prompts < 1:
         raise UserError(f"--prompts {request.prompts}: give at least 1")
+    if request.block is not None and not 1 <= request.block <= LARGEST_BLOCK:
+        raise UserError(f"--block {request.block}: give 1 to {LARGEST_BLOCK}")
     if request.workers is not None and request.workers < 1:
         raise UserError(f"--workers {request.workers}: give at least 1")
     if request.device not in DEVICES:

@@ -10,8 +10,8 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 from rich.console import Console
 
@@ -29,6 +29,7 @@ from harness.world import World
 
 DEFAULT_WORLD = "harness.project:WORLD"
 """Where every process of a run finds the world."""
+T = TypeVar("T")
 _POLL_SECONDS = 1.0
 _CALIBRATE = " calibrate"
 """How the name of a calibration ends; no stage of a cell is called so."""
@@ -89,9 +90,34 @@ def run(request: Request, console: Console) -> int:
         KeyboardInterrupt: Ctrl-C; the run folder is left resumable.
         DiskFullError: there is no room left; the run folder is left resumable.
     """
+    return _run_plan(request, console, lambda cell: True, finish)
+
+
+def extend(request: Request, console: Console, wanted: Callable[[Cell], bool]) -> list[Record]:
+    """Carry out those cells of a request that are wanted, with their references, and return their records.
+
+    Neither table nor pictures are made; errors are those of `run`. Records of references come too.
+    """
+
+    def records(console: Console, plan: Plan, store: RunStore, jobs: dict[str, Job]) -> list[Record]:
+        return [record for record in map(finished_record, jobs.values()) if record is not None]
+
+    return _run_plan(request, console, wanted, records)
+
+
+def _run_plan(
+    request: Request,
+    console: Console,
+    wanted: Callable[[Cell], bool],
+    end: Callable[[Console, Plan, RunStore, dict[str, Job]], T],
+) -> T:
+    """Carry out the wanted cells of a request and return what `end` makes of them."""
     world = _ready(request)
     with LocalExecutor(world.preload) as executor:  # imports while the plan is made
         plan = make_plan(request, world)
+        kept = [cell for cell in plan.cells if wanted(cell)]
+        needed = {cell.reference for cell in kept} | {cell.key for cell in kept}
+        plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.key in needed))
         workers = worker_count(request, plan)
         store = RunStore(plan.out)
         announce(console, plan, workers)
@@ -101,7 +127,7 @@ def run(request: Request, console: Console) -> int:
                 store.sweep()
                 jobs = make_jobs(plan, store, DEFAULT_WORLD, world)
                 _carry_out(_Setup(executor, console, plan, store, jobs, workers, request.timeout))
-                return finish(console, plan, store, jobs)
+                return end(console, plan, store, jobs)
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFullError(_disk_full_line(store)) from error

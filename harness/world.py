@@ -90,6 +90,8 @@ class Measurement:
         step_ms_ref: median of the reference, interleaved.
         peak_bytes: peak memory of the forward.
         environment: versions, processor, threads.
+        step_ratio: median over rounds of the step's time by the reference's, timed one after the other;
+            `step_ratio_lo` and `step_ratio_hi` end its 95 % interval.
     """
 
     step_ms: float
@@ -98,6 +100,9 @@ class Measurement:
     step_ms_ref: float
     peak_bytes: int
     environment: dict[str, Any] = field(default_factory=dict)
+    step_ratio: float | None = None
+    step_ratio_lo: float | None = None
+    step_ratio_hi: float | None = None
 
 
 @dataclass(frozen=True)

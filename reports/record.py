@@ -77,6 +77,9 @@ class Measured:
     step_ms_lo: float | None = None
     step_ms_hi: float | None = None
     step_ms_ref: float | None = None
+    step_ratio: float | None = None
+    step_ratio_lo: float | None = None
+    step_ratio_hi: float | None = None
     quantize_s: float | None = None
     generate_s: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ import typer
 from harness.cli.converting import convert_command
 from harness.cli.doctor import doctor_command
 from harness.cli.fetch import fetch_command
+from harness.cli.gating import gate_command
 from harness.cli.listing import list_command
 from harness.cli.prompts import leaks_command, prompts_command
 from harness.cli.protocols import protocol_app
@@ -44,6 +45,7 @@ app.command("prompts", help="Print what a prompt file holds and what a protocol 
 app.command("fetch", help="Download the prompt files a protocol needs, with a manifest.")(fetch_command)
 app.command("leaks", help="Count what calibration and evaluation prompts have in common.")(leaks_command)
 app.command("doctor", help="Say what this machine can measure, and whether it does so right.")(doctor_command)
+app.command("gate", help="Compare a run with a baseline: pass, fail or undecided.")(gate_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,7 +57,8 @@ def call(arguments: list[str]) -> int:
     """Run the command line.
 
     Returns:
-        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted.
+        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted; of `gate` 0 passed,
+        1 failed, 3 undecided.
     """
     try:
         result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)

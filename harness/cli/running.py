@@ -34,6 +34,9 @@ def run_command(
     protocol: Annotated[str, typer.Option(help="How images are made and judged.")] = "scenes-default",
     prompts: Annotated[int, typer.Option(help="Images per cell.")] = 64,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.  [default: 0]")] = None,
+    block: Annotated[
+        int | None, typer.Option(help="Prompts of one batch: another protocol.  [default: the protocol's]")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="Cells at a time.  [default: cores; 1 on a GPU]")
@@ -64,6 +67,7 @@ def run_command(
         protocol=protocol,
         prompts=prompts,
         seed=seed,
+        block=block,
         device=device,
         workers=workers,
         data_paths=tuple(data_path or ()),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 WARM_UP = 3
 ROUNDS = 20
+_OUTSIDE = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,27 @@ class Quartiles:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """Median of paired ratios and its interval."""
+
+    median: float
+    lo: float
+    hi: float
+
+
+@dataclass(frozen=True)
 class StepTimes:
-    """Times of the quantized step and of the reference's, measured under the same conditions."""
+    """Times of the quantized step and of the reference's, measured under the same conditions.
+
+    Attributes:
+        quantized: milliseconds.
+        reference: milliseconds.
+        ratio: of the two times of one round, over rounds.
+    """
 
     quantized: Quartiles
     reference: Quartiles
+    ratio: Ratio
 
 
 def compare_step_ms(
@@ -63,7 +81,8 @@ def compare_step_ms(
     for turn in range(rounds):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             times[which].append(time_ms(pair[which], device))
-    return StepTimes(_quartiles(times[0]), _quartiles(times[1]))
+    ratios = [ours / theirs for ours, theirs in zip(*times, strict=True)]
+    return StepTimes(_quartiles(times[0]), _quartiles(times[1]), median_ratio(ratios))
 
 
 def time_ms(function: Callable[[], object], device: torch.device | str) -> float:
@@ -94,3 +113,18 @@ def _event() -> torch.cuda.Event:
 def _quartiles(times: list[float]) -> Quartiles:
     lo, median, hi = np.percentile(np.asarray(times, dtype=np.float64), [25, 50, 75])
     return Quartiles(float(median), float(lo), float(hi))
+
+
+def median_ratio(ratios: Sequence[float]) -> Ratio:
+    """Return the median and its distribution-free interval of at least 95 %, from order statistics.
+
+    The k-th smallest and k-th largest enclose the median unless fewer than k values fall on one side of it, a
+    binomial count. Below six values no such pair reaches 95 %; the extremes are given.
+    """
+    ordered, n = sorted(ratios), len(ratios)
+    outside, k = 2.0 * 0.5**n, 0
+    while outside <= _OUTSIDE and k < (n - 1) // 2:
+        k += 1
+        outside += 2.0 * math.comb(n, k) * 0.5**n
+    k = max(0, k - 1) if outside > _OUTSIDE else k
+    return Ratio(float(np.median(ordered)), ordered[k], ordered[n - 1 - k])

@@ -6,7 +6,7 @@ Numbers of different protocol hashes never share a column. The number of prompts
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.canonical import digest_json
@@ -141,8 +141,14 @@ def names() -> list[str]:
     return list(_protocols())
 
 
-def settle(name: str, seed: int | None) -> EffectiveProtocol:
+def settle(name: str, seed: int | None, block: int | None = None) -> EffectiveProtocol:
     """Return protocol `name` with its seed settled.
+
+    Args:
+        name: the protocol.
+        seed: seed of the noise, or None for the protocol's own or the default.
+        block: prompts per batch in place of the protocol's. Noise belongs to the prompt, so only rounding
+            differs; it is another protocol all the same, with another hash.
 
     Raises:
         UserError: the name is unknown, or a seed is given and the protocol fixes its own, or it is negative.
@@ -156,4 +162,4 @@ def settle(name: str, seed: int | None) -> EffectiveProtocol:
     if seed is not None and not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed} is out of range; valid: 0 to 2^63-1")
     settled = protocol.seed if protocol.seed is not None else (DEFAULT_SEED if seed is None else seed)
-    return EffectiveProtocol(protocol, settled)
+    return EffectiveProtocol(protocol if block is None else replace(protocol, block=block), settled)
