@@ -27,8 +27,8 @@ def finite(value: Any) -> Any:
 def build(cls: type[T], data: object, where: str) -> T:
     """Build the dataclass `cls` from a JSON object, checking every field against its annotation.
 
-    Understands dataclasses, `str`, `int`, `float`, `bool`, `Any`, `Literal`, `X | None`, `list[X]` and
-    `dict[str, X]`. A field may be absent only when it has a default.
+    Understands dataclasses, `str`, `int`, `float`, `bool`, `Any`, `Literal`, `X | None`, `list[X]`,
+    `dict[str, X]` and `tuple[X, ...]` (of a JSON list). A field may be absent only when it has a default.
 
     Args:
         cls: the dataclass to build.
@@ -67,6 +67,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if origin in {Union, types.UnionType}:
         inner = next(option for option in get_args(hint) if option is not types.NoneType)
         return None if value is None else _checked(value, inner, where)
+    if origin is tuple:
+        return tuple(_checked_container(value, list[get_args(hint)[0]], where))  # type: ignore[misc]
     if origin in {list, dict}:
         return _checked_container(value, hint, where)
     return _checked_scalar(value, hint, where)

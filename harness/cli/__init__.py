@@ -1,4 +1,4 @@
-"""The command line: `harness run`, `list`, `report` and `show`.
+"""The command line: `harness run`, `list`, `report`, `paper` and `show`.
 
 Importing it, and printing help, touches neither torch, diffusers nor pandas: every command imports what it
 needs when it runs. Whatever the user does wrong is one line on the error stream and exit code 2.
@@ -12,6 +12,7 @@ import sys
 import typer
 
 from harness.cli.listing import list_command
+from harness.cli.paper import paper_command
 from harness.cli.reporting import report_command, show_command
 from harness.cli.running import run_command
 from harness.errors import UserError
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("run", help="Quantize, generate, measure and compare every cell of a grid.")(run_command)
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
+app.command("paper", help="Print a paper's table, filled from records.")(paper_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
 
 
@@ -42,7 +44,7 @@ def call(arguments: list[str]) -> int:
     """Run the command line.
 
     Returns:
-        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted.
+        0 all cells ok, 1 some cell failed or a checked file differs, 2 the user's mistake, 130 interrupted.
     """
     try:
         result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)
