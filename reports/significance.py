@@ -1,8 +1,8 @@
 """Which of several cells is best, and which cannot be told from it. NumPy and SciPy only.
 
-Cells run the same prompts from the same noise, so they are compared prompt by prompt: means by a paired t-test,
-shares of right answers by McNemar's exact test (1947), and all comparisons of a column with the leaders of its
-groups are corrected together by Holm's step-down procedure (1979).
+Cells run the same prompts from the same noise, so they are compared prompt by prompt: means by a paired
+t-test, shares of right answers by McNemar's exact test (1947). All comparisons of a column with the leaders
+of its groups are corrected together by Holm's step-down procedure (1979).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RANKED: dict[str, tuple[Better, Test]] = {
     "image_reward": ("higher", "paired t"),
     "clip_score": ("higher", "paired t"),
 }
-"""Metrics with a value for each prompt: which direction is better, and the test that tells two cells apart."""
+"""Metrics with a value for each prompt: which direction is better, which test tells two cells apart."""
 
 TIED_MARK = "≈"
 

@@ -89,7 +89,8 @@ def print_table(
 def deliver(text: str, name: str, output: Path | None, check: Path | None) -> int:
     """Print a table, write it to a file, or compare it with one.
 
-    A file that encloses the table `name` in marker lines is a document: only that part is written or compared.
+    A file that encloses the table `name` in marker lines is a document: only that part of it is written or
+    compared.
 
     Args:
         text: the table.

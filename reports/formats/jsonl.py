@@ -15,7 +15,8 @@ def render(records: Iterable[Record]) -> str:
     kept = [
         replace(record, measured=replace(record.measured, log_tail=None)) for record in sort_records(records)
     ]
-    return "".join(
-        json.dumps(record.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n"
+    lines = (
+        json.dumps(record.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         for record in kept
     )
+    return "\n".join(lines) + "\n"

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.reports.record import Record
-from harness.reports.significance import RANKED, TIED_MARK, Entrant, standings
 from harness.reports.rows import REFERENCE, grouped, mark_twins, row
+from harness.reports.significance import RANKED, TIED_MARK, Entrant, standings
 
 MIB = 2**20
 MISSING = "–"
 RECONSTRUCTION_MARK = "†"
 SIMULATED_MARK = "‡"
 STRONG_NOTE = (
-    "Bold: better than every other row of the same weight bits, significant at 5 % (paired t-test over prompts, "
+    "Bold: better than every other row of the same weight bits, significant at 5 % (paired t-test "
+    "over prompts, "
     "McNemar's exact test for prompt accuracy, Holm's correction over the column)."
 )
 

@@ -1,6 +1,6 @@
-"""Typst: one figure per table, to be compiled or included as it is.
+r"""Typst: one figure per table, to be compiled or included as it is.
 
-Every text is a string literal, never markup: in a string only `\\` and `"` mean something.
+Every text is a string literal, never markup: in a string only `\` and `"` mean something.
 """
 
 from __future__ import annotations

@@ -36,8 +36,11 @@ TABLE = TableSpec(
         Line(label, "FLUX.1-dev", bits, where, figures(_KEYS, values)) for label, bits, where, values in _ROWS
     ),
     notes=(
-        "Published: SVDQuant, arXiv:2411.05007, FLUX.1-dev at 1024², batch 1; memory of the denoiser's inference as of "
-        "version 2. On the laptop the 16-bit model is off-loaded to the CPU. On the RTX 5090 SVDQuant runs NVFP4.",
-        "Own: peak memory of one forward; time of one step with one prompt on the device named below the table.",
+        "Published: SVDQuant, arXiv:2411.05007, FLUX.1-dev at 1024², batch 1; memory of the "
+        "denoiser's inference as of "
+        "version 2. On the laptop the 16-bit model is off-loaded to the CPU. On the RTX 5090 "
+        "SVDQuant runs NVFP4.",
+        "Own: peak memory of one forward; time of one step with one prompt on the device named below "
+        "the table.",
     ),
 )

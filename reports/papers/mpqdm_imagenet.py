@@ -62,10 +62,12 @@ TABLE = TableSpec(
     compare=("model", "wbits", "abits"),
     lines=_LINES,
     notes=(
-        "Published, QuEST: its ImageNet table; ADM evaluator, 50,000 images, 20 steps. D2-DPM: its ImageNet table; 20 "
+        "Published, QuEST: its ImageNet table; ADM evaluator, 50,000 images, 20 steps. D2-DPM: its "
+        "ImageNet table; 20 "
         "DDIM steps, eta 0, guidance 3. Their FP rows differ: so do their protocols.",
         "Published, MPQ-DM: 20 steps, number of images unknown. No table of MPQ-DMv2 is known.",
-        "With guidance, FID alone says little here: at W2A4 it equals that of the unquantized model while IS falls by "
+        "With guidance, FID alone says little here: at W2A4 it equals that of the unquantized model "
+        "while IS falls by "
         "more than half.",
     ),
 )

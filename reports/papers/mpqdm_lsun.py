@@ -13,14 +13,16 @@ _QUEST = {
         ("Q-Diffusion", "W8A8", "279.1", "4.53"), ("PTQ-D", "W8A8", "279.1", "3.75"),
         ("QuEST", "W8A8", "279.1", "3.03"), ("Q-Diffusion", "W4A8", "148.4", "5.37"),
         ("PTQ-D", "W4A8", "148.4", "5.94"), ("EfficientDM", "W4A8", "148.4", "15.15"),
-        ("QuEST", "W4A8", "148.4", "3.26"), ("EfficientDM", "W4A4", "–", "10.60"), ("QuEST", "W4A4", "–", "5.64"),
+        ("QuEST", "W4A8", "148.4", "3.26"), ("EfficientDM", "W4A4", "–", "10.60"),
+        ("QuEST", "W4A4", "–", "5.64"),
     ),
     "Churches LDM-8": (
         ("FP", "W32A32", "1125.4", "4.02"), ("PTQ4DM", "W8A8", "330.6", "63.93"),
         ("Q-Diffusion", "W8A8", "330.6", "6.94"), ("PTQ-D", "W8A8", "330.6", "10.76"),
         ("QuEST", "W8A8", "330.6", "6.55"), ("Q-Diffusion", "W4A8", "189.9", "7.80"),
         ("PTQ-D", "W4A8", "189.9", "7.33"), ("EfficientDM", "W4A8", "189.9", "9.29"),
-        ("QuEST", "W4A8", "189.9", "7.33"), ("EfficientDM", "W4A4", "–", "14.34"), ("QuEST", "W4A4", "–", "11.76"),
+        ("QuEST", "W4A8", "189.9", "7.33"), ("EfficientDM", "W4A4", "–", "14.34"),
+        ("QuEST", "W4A4", "–", "11.76"),
     ),
 }  # fmt: skip
 # Of MPQ-DM's own tables one FID and one difference are known, both on Bedrooms at W2A4.
@@ -74,7 +76,9 @@ TABLE = TableSpec(
     compare=("model", "wbits", "abits"),
     lines=tuple(line for section in _QUEST for line in (*_quest(section), *_mpqdm(section))),
     notes=(
-        "Published, QuEST: its LSUN tables; ADM evaluator, 50,000 images; 200 steps for Bedrooms, 500 for Churches.",
-        "Published, MPQ-DM: LSUN-Bedrooms at W2A4; its baseline follows from the difference of 12.81 that is reported.",
+        "Published, QuEST: its LSUN tables; ADM evaluator, 50,000 images; 200 steps for Bedrooms, "
+        "500 for Churches.",
+        "Published, MPQ-DM: LSUN-Bedrooms at W2A4; its baseline follows from the difference of 12.81 "
+        "that is reported.",
     ),
 )

@@ -52,8 +52,10 @@ TABLE = TableSpec(
         ),
     ),
     notes=(
-        "Published, QuEST: PLMS 50 steps, 10,000 prompts of COCO 2014 val, CLIP ViT-B/16; scores of another CLIP model "
+        "Published, QuEST: PLMS 50 steps, 10,000 prompts of COCO 2014 val, CLIP ViT-B/16; scores of "
+        "another CLIP model "
         "differ.",
-        "Published, MPQ-DM: 10,000 COCO prompts; its baseline follows from the difference of 2.08 that is reported.",
+        "Published, MPQ-DM: 10,000 COCO prompts; its baseline follows from the difference of 2.08 "
+        "that is reported.",
     ),
 )

@@ -89,7 +89,8 @@ TABLE = TableSpec(
     compare=("model", "wbits", "abits"),
     lines=(*_FLUX_DEV, *_FLUX_SCHNELL, *_PIXART, *_TURBO, *_SDXL),
     notes=(
-        "Published: arXiv:2411.05007v1, Table 1. 5,000 prompts of each set; 50 (FLUX.1-dev), 4 (schnell, Turbo), 20 "
+        "Published: arXiv:2411.05007v1, Table 1. 5,000 prompts of each set; 50 (FLUX.1-dev), 4 "
+        "(schnell, Turbo), 20 "
         "(PixArt-Σ) and 30 (SDXL) steps; LPIPS and PSNR against the 16-bit images.",
         "FID depends on N: a published FID of 5,000 images compares with no own FID of fewer.",
     ),

@@ -1,4 +1,4 @@
-"""Tables from a description and records: one description, every format, only claims that the records support."""
+"""Tables from a description and records: every format, and only claims that the records support."""
 
 from __future__ import annotations
 

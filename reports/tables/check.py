@@ -33,7 +33,7 @@ def markers(path: Path, name: str) -> tuple[str, str] | None:
 
 
 def embedded(path: Path, name: str, text: str) -> str | None:
-    """Return the part of a document's `text` that is the table `name`; None when the file is no such document.
+    """Return the part of a document's `text` that is the table `name`; None for any other file.
 
     Raises:
         ValueError: the document begins the table more than once, or does not end it.
@@ -43,8 +43,9 @@ def embedded(path: Path, name: str, text: str) -> str | None:
 
 
 def replaced(path: Path, name: str, text: str, table: str) -> str:
-    """Return what the file at `path`, which holds `text`, is to hold: the document with its table replaced,
-    or, for a file that is no such document, the table.
+    """Return what the file at `path`, which holds `text`, is to hold.
+
+    That is the document with its table replaced or, for any other file, just the table.
 
     Raises:
         ValueError: as `embedded`.

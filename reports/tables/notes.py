@@ -61,7 +61,8 @@ def _ranking_notes(spec: TableSpec, shown: Sequence[ColumnSpec], rows: Sequence[
         among = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
         notes.append(
             f"Bold: better than every other row of the same {among}, significant at 5 % ({tested}; Holm's "
-            f"correction over the column). {TIED_MARK} cannot be told from the best. The reference is not ranked."
+            f"correction over the column). {TIED_MARK} cannot be told from the best. The reference is "
+            "not ranked."
         )
     untested = _distinct(
         figure(column.figure).heading.rstrip(" ↑↓")
@@ -81,7 +82,8 @@ def _column_notes(shown: Sequence[ColumnSpec], flats: Sequence[Flat]) -> list[st
         notes.append("[lo, hi]: 95 % interval over the prompts (Student's t; Wilson's for shares).")
     if figures & {"effective_bits", "weight_bytes"} and flats:
         notes.append(
-            "Eff. bits: bits stored per weight of the quantized layers, with scales, tables and branches. MiB: "
+            "Eff. bits: bits stored per weight of the quantized layers, with scales, tables and "
+            "branches. MiB: "
             "2^20 bytes of the whole denoiser's weights, packed, or 16 bits each where left alone."
         )
     if figures & {"step_ms", "step_ratio"} and flats:
@@ -135,7 +137,8 @@ def _failures(flats: Sequence[Flat]) -> list[str]:
     for flat in flats:
         if flat["state"] != "ok":
             message = f": {' '.join(flat['message'].split())}" if flat["message"] else ""
-            line = f"{method_label(dict(flat))} {bits_label(dict(flat))} on {flat['model']}: {flat['state']}{message}"
+            name = f"{method_label(dict(flat))} {bits_label(dict(flat))}"
+            line = f"{name} on {flat['model']}: {flat['state']}{message}"
             notes.append(line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 1] + "…")
     return notes
 

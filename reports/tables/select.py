@@ -123,7 +123,8 @@ def _ambiguous(column: ColumnSpec, first: Flat, second: Flat) -> ValueError:
     names = [name for name in IDENTITY if name not in {"cell", "config"} and first[name] != second[name]]
     differ = f"they differ in {', '.join(names)}" if names else "they have the same settings"
     return ValueError(
-        f"column {column.figure!r:.60}: cells {first['cell']} and {second['cell']} lay claim to one entry; {differ}; "
+        f"column {column.figure!r:.60}: cells {first['cell']} and {second['cell']} lay claim to one "
+        f"entry; {differ}; "
         "tell them apart by `rows` or `where`"
     )
 
@@ -141,7 +142,8 @@ def _check_column(column: ColumnSpec, flats: Sequence[Flat]) -> None:
         )
     counts = {flat["n"] for flat in flats if flat.get(column.figure) is not None}
     if kind == "distribution" and len(counts) > 1:
+        listed = ", ".join(map(str, sorted(counts)))
         raise ValueError(
-            f"column {column.figure!r:.60}: rows of different N ({', '.join(map(str, sorted(counts)))}) cannot "
-            "share a column: the figure depends on N"
+            f"column {column.figure!r:.60}: rows of different N ({listed}) cannot share a column: the figure "
+            "depends on N"
         )

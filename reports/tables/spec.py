@@ -1,4 +1,4 @@
-"""The description of a table, in Python or YAML: which cells, which columns, and what is compared with what."""
+"""The description of a table, in Python or YAML: which cells, which columns, what is ranked with what."""
 
 from __future__ import annotations
 
