@@ -124,10 +124,15 @@ def read_records(run_folder: Path) -> list[Record]:
 
     A cell without that file is not finished and has no record yet. Nothing else is passed over.
 
+    Args:
+        run_folder: the run folder, or a file of records, one in each line, as the format `jsonl` writes it.
+
     Raises:
         ValueError: the folder is no run, or a record is damaged, belongs to another cell than its folder
-            says, or lies outside the run (a link); one line naming the file.
+            says, occurs twice, or lies outside the run (a link); one line naming the file.
     """
+    if run_folder.is_file():
+        return _read_lines(run_folder)
     cells = run_folder / "cells"
     if not cells.is_dir():
         raise ValueError(f"{run_folder} is not a run folder: it has no folder `cells`")
@@ -139,15 +144,40 @@ def _read_record(run_folder: Path, path: Path) -> Record:
     if not path.resolve().is_relative_to(run_folder.resolve()):
         raise ValueError(f"{path}: leads outside the run folder")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        record = Record.from_json(data)
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
+        record = _parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(f"{path}: {error}") from error
     if record.identity.cell != path.parent.name:
         raise ValueError(f"{path}: is the record of another cell, {record.identity.cell!r:.80}")
     return record
+
+
+def _read_lines(path: Path) -> list[Record]:
+    """Read a file of records, one in each line."""
+    records: dict[str, Record] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = _parse(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if record.identity.cell in records:
+            raise ValueError(f"{path}, line {number}: a second record of cell {record.identity.cell!r:.80}")
+        records[record.identity.cell] = record
+    return [records[key] for key in sorted(records)]
+
+
+def _parse(text: str) -> Record:
+    """Parse and check one record; raises ValueError."""
+    try:
+        return Record.from_json(json.loads(text, parse_constant=_refuse_constant))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -19,7 +19,7 @@ REFERENCE = "reference"
 METRICS_WITH_INTERVAL = ("psnr", "ssim", "prompt_accuracy")
 METRICS_WITHOUT_INTERVAL = ("lpips", "lpips_scene", "fid", "fid_ref", "kid", "precision", "recall")
 
-_IDENTITY = (
+IDENTITY = (
     "cell", "model", "method", "variant", "config", "dataset", "protocol", "protocol_hash", "seed", "device",
     "backend", "dtype", "wbits", "abits", "reconstruction",
 )  # fmt: skip
@@ -40,7 +40,7 @@ def row(record: Record) -> dict[str, Any]:
         ValueError: a metric is called like a column that is not a metric.
     """
     flat: dict[str, Any] = {}
-    for part, names in ((record.identity, _IDENTITY), (record.result, _RESULT), (record.measured, _MEASURED)):
+    for part, names in ((record.identity, IDENTITY), (record.result, _RESULT), (record.measured, _MEASURED)):
         flat |= {name: finite(getattr(part, name)) for name in names}
     metrics = record.result.metrics
     for name in METRICS_WITH_INTERVAL:
@@ -69,7 +69,7 @@ def _metric_columns(name: str, metric: Metric, *, interval: bool) -> dict[str, f
 def columns() -> list[str]:
     """Return the names of the columns every row has, in the order of `row`."""
     with_interval = [name + end for name in METRICS_WITH_INTERVAL for end in ("", "_lo", "_hi")]
-    return [*_IDENTITY, *_RESULT, *_MEASURED, *with_interval, *METRICS_WITHOUT_INTERVAL, "notes"]
+    return [*IDENTITY, *_RESULT, *_MEASURED, *with_interval, *METRICS_WITHOUT_INTERVAL, "notes"]
 
 
 def group_key(record: Record) -> tuple[str, str, str]:
@@ -126,7 +126,7 @@ def load(run: str | PathLike[str]) -> pd.DataFrame:
     """Read a run folder into a data frame, one row per finished cell, in the order of tables.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a file of records in JSON lines.
 
     Returns:
         A frame with the columns of `columns()` (and of further metrics): counts and bytes as `Int64`, figures

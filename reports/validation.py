@@ -27,8 +27,8 @@ def finite(value: Any) -> Any:
 def build(cls: type[T], data: object, where: str) -> T:
     """Build the dataclass `cls` from a JSON object, checking every field against its annotation.
 
-    Understands dataclasses, `str`, `int`, `float`, `bool`, `Any`, `Literal`, `X | None`, `list[X]` and
-    `dict[str, X]`. A field may be absent only when it has a default.
+    Understands dataclasses, `str`, `int`, `float`, `bool`, `Any`, `Literal`, `X | None`, `list[X]`,
+    `dict[str, X]` and `tuple[X, ...]` (of a JSON list). A field may be absent only when it has a default.
 
     Args:
         cls: the dataclass to build.
@@ -67,19 +67,19 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if origin in {Union, types.UnionType}:
         inner = next(option for option in get_args(hint) if option is not types.NoneType)
         return None if value is None else _checked(value, inner, where)
-    if origin in {list, dict}:
+    if origin in {list, dict, tuple}:
         return _checked_container(value, hint, where)
     return _checked_scalar(value, hint, where)
 
 
 def _checked_container(value: Any, hint: Any, where: str) -> Any:
-    """Check a list, or a dictionary with string keys, item by item."""
-    kind, inner = get_origin(hint), get_args(hint)[-1]
-    if not isinstance(value, kind):
-        raise _mismatch(where, "a list" if kind is list else "an object", value)
+    """Check a list (for tuples too), or a dictionary with string keys, item by item."""
+    kind, inner = get_origin(hint), get_args(hint)[0 if get_origin(hint) is tuple else -1]
+    if not isinstance(value, dict if kind is dict else list):
+        raise _mismatch(where, "an object" if kind is dict else "a list", value)
     if isinstance(value, dict):
         return {key: _checked(item, inner, f"{where}[{key!r:.60}]") for key, item in value.items()}
-    return [_checked(item, inner, f"{where}[{index}]") for index, item in enumerate(value)]
+    return kind(_checked(item, inner, f"{where}[{index}]") for index, item in enumerate(value))
 
 
 def _checked_scalar(value: Any, hint: Any, where: str) -> Any:

@@ -16,6 +16,7 @@ from harness.cli.doctor import doctor_command
 from harness.cli.fetch import fetch_command
 from harness.cli.gating import gate_command
 from harness.cli.listing import list_command
+from harness.cli.paper import paper_command
 from harness.cli.prompts import leaks_command, prompts_command
 from harness.cli.protocols import protocol_app
 from harness.cli.reporting import report_command, show_command
@@ -37,6 +38,7 @@ app.command("run", help="Quantize, generate, measure and compare every cell of a
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
 app.command("convert", help="Turn an original checkpoint into a folder for --model-path.")(convert_command)
+app.command("paper", help="Print a paper's table, filled from records.")(paper_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
 app.add_typer(protocol_app, name="protocol")
 app.command("prompts", help="Print what a prompt file holds and what a protocol takes of it.")(
@@ -59,6 +61,7 @@ def call(arguments: list[str]) -> int:
     Returns:
         0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted; of `gate` 0 passed,
         1 failed, 3 undecided.
+        0 all cells ok, 1 some cell failed or a checked file differs, 2 the user's mistake, 130 interrupted.
     """
     try:
         result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)

@@ -9,43 +9,45 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.cli.tables import chosen_format, deliver, print_table, read_runs
 from harness.errors import UserError, unknown
 
-FORMATS = ("table", "markdown", "csv", "latex", "json", "html")
+FORMATS = ("table", "markdown", "csv", "latex", "typst", "json", "jsonl", "html")
+REPORT = "report"
+"""The name of the full report where a document holds it."""
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    fmt: Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Format.")] = "table",
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or files of records.")],
+    fmt: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="|".join(FORMATS), help="Format.  [default: by the file's name, or table]"
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="SPEC.yaml", help="Print this table instead of all.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to this file.")] = None,
-) -> None:
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="Fail if FILE no longer says this.")
+    ] = None,
+) -> int:
     """Print the table of a run folder."""
-    if fmt not in FORMATS:
-        raise unknown("format", fmt, FORMATS)
-    from harness.reports import formats
-    from harness.reports.record import read_records
-    from harness.store import RunStore
+    fmt = chosen_format(fmt, FORMATS, check or output)
+    records = read_runs(runs)
+    if table is not None:
+        from harness.reports.tables import load_spec
 
-    RunStore(run).header()
-    if not RunStore(run).keys():
-        raise UserError(f"{run} holds no finished cell yet")
-    try:
-        records = read_records(run)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if output is None and fmt == "table" and sys.stdout.isatty():
+        return print_table(load_spec, table, records, fmt, output, check)
+    from harness.reports import formats
+
+    if fmt == "table" and output is None and check is None and sys.stdout.isatty():
         from rich.console import Console
 
         formats.render_terminal(records, Console())
-        return
-    text = formats.render(records, fmt)
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+        return 0
+    return deliver(formats.render(records, fmt), REPORT, output, check)
 
 
 def show_command(

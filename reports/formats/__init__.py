@@ -1,4 +1,4 @@
-"""Renders records as a terminal table, Markdown, CSV, LaTeX, JSON or HTML. One file per format."""
+"""Renders records as a terminal table, Markdown, CSV, LaTeX, Typst, JSON or HTML. One file per format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.reports.record import Record
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMATS = ("table", "markdown", "csv", "latex", "json", "html")
+FORMATS = ("table", "markdown", "csv", "latex", "typst", "json", "jsonl", "html")
 
 
 def render(records: Iterable[Record], fmt: str) -> str:

@@ -1,13 +1,16 @@
-"""LaTeX with booktabs: one table per model, to be input as it is. Plain ASCII, every name escaped."""
+"""LaTeX with booktabs: one table per model. Plain ASCII, every name escaped.
+
+The file compiles as it is, and a document that loads the packages named in its first lines can input it.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
-from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Column, Entry, Sheet, lay_out
+from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Column, Document, Entry, Sheet, lay_out
+from harness.reports.formats.spans import spans
 from harness.reports.record import Record
 
 _COMMANDS = {
@@ -15,7 +18,8 @@ _COMMANDS = {
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
     '"': r"\textquotedbl{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
     "–": r"\textendash{}", "†": r"\textdagger{}", "‡": r"\textdaggerdbl{}", "·": r"$\cdot$", "…": r"\ldots{}",
-    "±": r"$\pm$",
+    "±": r"$\pm$", "≈": r"$\approx$", "§": r"\S{}", "¶": r"\P{}", "Δ": r"$\Delta$", "Σ": r"$\Sigma$",
+    "α": r"$\alpha$", "−": r"$-$",
     "[": "{[}", "]": "{]}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
 }  # fmt: skip
 _ACCENTS = {
@@ -28,6 +32,19 @@ _HEADER = """% The preamble needs:
 %   \\usepackage{booktabs}
 %   \\usepackage{graphicx}
 """
+# Without a class there is no \thepage: the file is not input by another but compiled itself.
+_ALONE = """\\ifdefined\\thepage\\else
+  \\documentclass{article}
+  \\usepackage[a4paper,landscape,margin=15mm]{geometry}
+  \\usepackage[T1]{fontenc}
+  \\usepackage{textcomp}
+  \\usepackage{booktabs}
+  \\usepackage{graphicx}
+  \\def\\HarnessTablesEnd{\\end{document}}
+  \\begin{document}
+\\fi
+"""
+_END = "\n\\ifdefined\\HarnessTablesEnd\\expandafter\\HarnessTablesEnd\\fi\n"
 
 
 def escape(text: str) -> str:
@@ -53,22 +70,34 @@ def render(records: Iterable[Record]) -> str:
     if not document.sheets:
         return "".join(f"% {escape(note)}\n" for note in document.notes)
     notes = [escape(note) for note in (*document.notes, STRONG_NOTE)]
-    return _HEADER + "\n".join(_sheet(sheet, notes) for sheet in document.sheets)
+    return _file(_sheet(sheet, notes) for sheet in document.sheets)
+
+
+def render_document(document: Document) -> str:
+    """Return one table environment for each table, the footnotes under each."""
+    notes = [escape(note) for note in document.notes]
+    return _file(_sheet(sheet, notes) for sheet in document.sheets)
+
+
+def _file(tables: Iterable[str]) -> str:
+    """Return a file of tables, which can be compiled or input."""
+    return _HEADER + _ALONE + "\n" + "\n".join(tables) + _END
 
 
 def _sheet(sheet: Sheet, notes: Sequence[str]) -> str:
     """Return one table environment."""
     alignment = "".join("l" if column.key in LEFT_ALIGNED else "r" for column in sheet.columns)
     label = re.sub(r"[^A-Za-z0-9]+", "-", sheet.title).strip("-").lower()
-    lines = [_row(entries) for entries in sheet.entries]
-    if sheet.entries[0][0].value == "reference" and len(lines) > 1:
-        lines.insert(1, r"\midrule")
+    lines = [
+        (r"\midrule" + "\n    ") * (index in sheet.rules) + _row(entries)
+        for index, entries in enumerate(sheet.entries)
+    ]
     body = "\n".join(f"    {line}" for line in lines)
     return f"""\\begin{{table*}}[t]
   \\centering
-  \\caption{{Quantization of {escape(sheet.title)}: size, quality and cost.}}
+  \\caption{{{escape(sheet.caption)}}}
   \\label{{tab:{label}}}
-  \\resizebox{{\\linewidth}}{{!}}{{%
+  \\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%
   \\begin{{tabular}}{{@{{}}{alignment}@{{}}}}
     \\toprule
 {_heading(sheet.columns)}
@@ -86,24 +115,32 @@ def _sheet(sheet: Sheet, notes: Sequence[str]) -> str:
 
 
 def _heading(columns: Sequence[Column]) -> str:
-    """Return the two rows of the heading: what columns have in common over rules, then their names."""
-    spans, rules, position = [], [], 1
-    for span, members in groupby(columns, key=lambda column: column.span):
-        count = len(list(members))
+    """Return the heading: what columns have in common over rules, if anything, then their names."""
+    names = " & ".join(escape(column.heading) for column in columns)
+    if not any(column.span for column in columns):
+        return f"    {names} \\\\"
+    over, rules, position = [], [], 1
+    for span, count in spans(columns):
         if span:
-            spans.append(f"\\multicolumn{{{count}}}{{c}}{{{escape(span)}}}")
+            over.append(f"\\multicolumn{{{count}}}{{c}}{{{escape(span)}}}")
             rules.append(f"\\cmidrule(lr){{{position}-{position + count - 1}}}")
         else:
-            spans.extend([""] * count)
+            over.extend([""] * count)
         position += count
-    names = " & ".join(escape(column.heading) for column in columns)
-    return f"    {' & '.join(spans)} \\\\\n    {''.join(rules)}\n    {names} \\\\"
+    return f"    {' & '.join(over)} \\\\\n    {''.join(rules)}\n    {names} \\\\"
 
 
 def _row(entries: Sequence[Entry]) -> str:
     """Return one row."""
-    cells = (
-        f"\\textbf{{{escape(entry.text)}}}" if entry.strong or entry.failed else escape(entry.text)
-        for entry in entries
-    )
-    return " & ".join(cells) + r" \\"
+    return " & ".join(map(_entry, entries)) + r" \\"
+
+
+def _entry(entry: Entry) -> str:
+    """Return one entry; its sign hangs out of the column, so that figures stay aligned."""
+    text = escape(entry.text)
+    if entry.strong or entry.failed:
+        text = f"\\textbf{{{text}}}"
+    if not entry.mark:
+        return text
+    mark = f"\\textsuperscript{{{escape(entry.mark)}}}"
+    return text + (mark if isinstance(entry.value, str) else f"\\rlap{{{mark}}}")

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.reports.record import Record
 from harness.reports.rows import REFERENCE, grouped, mark_twins, row
+from harness.reports.significance import RANKED, TIED_MARK, Entrant, standings
 
 MIB = 2**20
 MISSING = "–"
 RECONSTRUCTION_MARK = "†"
 SIMULATED_MARK = "‡"
-STRONG_NOTE = "Bold: no other row of the table reaches this PSNR with as few bytes."
+STRONG_NOTE = (
+    "Bold: better than every other row of the same weight bits, significant at 5 % (paired t-test "
+    "over prompts, "
+    "McNemar's exact test for prompt accuracy, Holm's correction over the column)."
+)
 
 _AGAINST_REFERENCE = ("psnr", "ssim", "lpips", "lpips_scene")
 _NOTE_LIMIT = 40
+_TIED = f" {TIED_MARK}"
 _MESSAGE_LIMIT = 160
 
 
@@ -30,12 +36,16 @@ class Entry:
         value: what a reader sorts the column by; None sorts last.
         strong: it deserves emphasis.
         failed: it is the typed state of a failed cell.
+        ends: the ends of the interval that the text shows, in the unit of `value`.
+        mark: a sign beside the text that a footnote explains; formats raise it where they can.
     """
 
     text: str
     value: float | str | None = None
     strong: bool = False
     failed: bool = False
+    mark: str = ""
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,23 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table: a model on a prompt set and a device. `entries[i][j]` belongs to `columns[j]`."""
+    """One table: a model on a prompt set and a device, or what a table's description makes of the records.
+
+    Attributes:
+        title: its heading.
+        model: the model, where it holds one.
+        columns: its columns.
+        entries: `entries[i][j]` belongs to `columns[j]`.
+        caption: what stands over it in print: sentences, with N and the protocol's hash.
+        rules: rows before which a rule is drawn.
+    """
 
     title: str
     model: str
     columns: tuple[Column, ...]
     entries: tuple[tuple[Entry, ...], ...]
+    caption: str = ""
+    rules: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +131,10 @@ def _figure(name: str, digits: int, scale: float = 1.0) -> Callable[[dict[str, A
             return Entry(MISSING)
         if value is None:
             return Entry(clean(flat["notes"].get(name, MISSING))[:_NOTE_LIMIT])
-        return Entry(f"{value / scale:.{digits}f}", value, strong=flat.get("best") == name)
+        standing = flat.get("standings", {}).get(name)
+        return Entry(
+            f"{value / scale:.{digits}f}" + _TIED * (standing == "tied"), value, strong=standing == "best"
+        )
 
     return entry
 
@@ -124,7 +148,8 @@ def _with_interval(name: str, digits: int, end_digits: int) -> Callable[[dict[st
         lo, hi = flat[f"{name}_lo"], flat[f"{name}_hi"]
         if base.value is None or lo is None or hi is None:
             return base
-        text = f"{base.text} [{lo:.{end_digits}f}, {hi:.{end_digits}f}]"
+        figure = base.text.removesuffix(_TIED)
+        text = f"{figure} [{lo:.{end_digits}f}, {hi:.{end_digits}f}]{base.text[len(figure) :]}"
         return Entry(text, base.value, base.strong)
 
     return entry
@@ -167,12 +192,13 @@ COLUMNS = (
     Column("state", "State", ("", "State"), "", _state),
 )
 
-LEFT_ALIGNED = frozenset({"method", "bits", "state"})
+LEFT_ALIGNED = frozenset({"method", "bits", "state", "model", "dataset", "device", "execution", "source"})
 """Keys of the columns of words; the others hold figures and align right."""
 
 
 def lay_out(records: Iterable[Record]) -> Document:
     """Return the tables and footnotes of `records`: one table per model, prompt set and device, sorted."""
+    records = list(records)
     groups = grouped(records)
     flats = {key: [row(record) for record in group] for key, group in groups.items()}
     everything = [flat for group in flats.values() for flat in group]
@@ -181,27 +207,42 @@ def lay_out(records: Iterable[Record]) -> Document:
     used["lpips"] = any(flat["lpips"] is not None for flat in everything)
     columns = tuple(column for column in COLUMNS if used.get(column.key, True))
     several = len({key[0] for key in flats}) < len(flats)
+    _rank(flats.values(), {record.identity.cell: record.result.per_prompt for record in records})
     sheets = []
     for (model, dataset, device), group in flats.items():
         title = clean(f"{model} · {dataset} · {device}" if several else model)
-        _mark_best(group)
         entries = tuple(tuple(column.entry(flat) for column in columns) for flat in group)
-        sheets.append(Sheet(title, clean(model), columns, entries))
+        rules = (1,) if group[0]["method"] == REFERENCE and len(group) > 1 else ()
+        sheets.append(Sheet(title, clean(model), columns, entries, _caption(title, group), rules))
     return Document(tuple(sheets), tuple(_notes(everything)) if everything else ("No cell is finished yet.",))
 
 
-def _mark_best(group: list[dict[str, Any]]) -> None:
-    """Mark the rows on the Pareto front of PSNR against bytes of packed weights."""
-    sized = [flat for flat in group if flat["psnr"] is not None and flat["weight_bytes"] is not None]
-    for flat in sized:
-        size, psnr = flat["weight_bytes"], flat["psnr"]
-        if not any(
-            other["weight_bytes"] <= size
-            and other["psnr"] >= psnr
-            and (other["weight_bytes"] < size or other["psnr"] > psnr)
-            for other in sized
-        ):
-            flat["best"] = "psnr"
+def _caption(title: str, group: Sequence[dict[str, Any]]) -> str:
+    """Return the caption of one table, with N and the protocol's hash."""
+    protocols = _distinct(f"{flat['protocol']} ({flat['protocol_hash']})" for flat in group)
+    counts = ", ".join(map(str, _counts(group)))
+    return clean(
+        f"Quantization of {title}: size, quality and cost. N = {counts} prompts; protocol {protocols}."
+    )
+
+
+def _rank(
+    groups: Iterable[Sequence[dict[str, Any]]], samples: Mapping[str, Mapping[str, Sequence[float | None]]]
+) -> None:
+    """Set `standings`, by metric, of the rows of each table among those of equal weight bits."""
+    widths: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for number, group in enumerate(groups):
+        for flat in group:
+            if flat["method"] != REFERENCE:
+                widths.setdefault((number, flat["wbits"]), []).append(flat)
+    for name, (better, test) in RANKED.items():
+        ranked = [[flat for flat in rows if flat.get(name) is not None] for rows in widths.values()]
+        entrants = [
+            [Entrant(flat[name], samples[flat["cell"]].get(name)) for flat in rows] for rows in ranked
+        ]
+        for rows, found in zip(ranked, standings(entrants, better, test), strict=True):
+            for flat, standing in zip(rows, found, strict=True):
+                flat.setdefault("standings", {})[name] = standing
 
 
 def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
@@ -228,6 +269,8 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
         )
     if any(flat["reconstruction"] for flat in flats):
         notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
+    if any("tied" in flat.get("standings", {}).values() for flat in flats):
+        notes.append(f"{TIED_MARK} cannot be told from the best row of the same weight bits.")
     if any("twin" in flat for flat in flats):
         notes.append(
             "[key]: the same settings, run with other versions of the code, the libraries or the model's "

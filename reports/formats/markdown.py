@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Entry, Sheet, lay_out
+from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Document, Entry, Sheet, lay_out
+from harness.reports.formats.spans import full_headings
 from harness.reports.record import Record
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|#!~$>&@]|<(?! ))")
@@ -20,15 +21,25 @@ def escape(text: str) -> str:
 def render(records: Iterable[Record]) -> str:
     """Return one headed table per model and the footnotes as a list."""
     document = lay_out(records)
-    parts = [_sheet(sheet) for sheet in document.sheets]
+    parts = [f"### {escape(sheet.title)}\n\n{_sheet(sheet)}" for sheet in document.sheets]
     notes = [*document.notes, STRONG_NOTE] if document.sheets else document.notes
-    parts.append("\n".join(f"- {escape(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _list(notes)]) + "\n"
+
+
+def render_document(document: Document) -> str:
+    """Return each table under its caption, and the footnotes as a list."""
+    parts = [f"{escape(sheet.caption)}\n\n{_sheet(sheet)}" for sheet in document.sheets]
+    return "\n\n".join([*parts, _list(document.notes)]) + "\n"
+
+
+def _list(notes: Iterable[str]) -> str:
+    """Return the footnotes."""
+    return "\n".join(f"- {escape(note)}" for note in notes)
 
 
 def _sheet(sheet: Sheet) -> str:
-    """Return one table under its heading."""
-    lines = [[escape(column.heading) for column in sheet.columns]]
+    """Return one table."""
+    lines = [[escape(heading) for heading in full_headings(sheet.columns)]]
     lines += [[_entry(entry) for entry in entries] for entries in sheet.entries]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     rule = [
@@ -42,11 +53,11 @@ def _sheet(sheet: Sheet) -> str:
         ]
         for cells in lines
     ]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:]))
-    return f"### {escape(sheet.title)}\n\n{table}"
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:]))
 
 
 def _entry(entry: Entry) -> str:
     """Return one entry, escaped."""
     text = escape(entry.text)
-    return f"**{text}**" if entry.strong or entry.failed else text
+    mark = f" {escape(entry.mark)}" if entry.mark else ""
+    return (f"**{text}**" if entry.strong or entry.failed else text) + mark
