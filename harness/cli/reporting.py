@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from harness.reports.record import Record
 
 FORMATS = ("table", "markdown", "csv", "latex", "json", "html")
 
@@ -38,7 +42,9 @@ def report_command(
 
         formats.render_terminal(records, Console())
         return
-    text = formats.render(records, fmt)
+    if output is None and fmt == "html" and sys.stdout.isatty():
+        raise UserError("the page holds every image and is no reading for a terminal; give -o page.html")
+    text = _page(run, records) if fmt == "html" else formats.render(records, fmt)
     if output is None:
         sys.stdout.write(text)
         return
@@ -46,6 +52,33 @@ def report_command(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _page(run: Path, records: Sequence[Record]) -> str:
+    """Return the run's page, with images, layers and the texts of prompts.
+
+    Prompts that were read from a file of the user's are not in the run folder; the page numbers them.
+    """
+    from harness.datasets import registry
+    from harness.metrics import METRICS
+    from harness.reports import page
+    from harness.store import RunStore
+
+    counts: dict[str, int] = {}
+    for record in records:
+        name = record.identity.dataset
+        counts[name] = max(counts.get(name, 0), record.result.n)
+    shipped = [name for name in counts if name in registry.names() and not registry.get(name).takes_path]
+    source = page.Source(
+        run_folder=run,
+        protocol=RunStore(run).header()["protocol"],
+        captions={name: [p.text for p in registry.get(name).prompts(counts[name])] for name in shipped},
+        better={name: spec.better for name, spec in METRICS.items()},
+    )
+    try:
+        return page.render(records, source)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def show_command(
