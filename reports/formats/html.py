@@ -1,4 +1,4 @@
-"""HTML: the page of a run (`harness.reports.page`) with what records alone hold, so without images and layers."""
+"""HTML: the page of a run (`harness.reports.page`) with what records alone hold: no images, no layers."""
 
 from __future__ import annotations
 

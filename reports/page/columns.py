@@ -1,4 +1,4 @@
-"""What the page's grid and plots can show: the columns of a row, how they are written and which way is better."""
+"""What the page's grid and plots can show: columns of a row, how they are written, which way is better."""
 
 from __future__ import annotations
 

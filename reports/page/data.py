@@ -1,4 +1,4 @@
-"""What the page shows, as JSON: columns, cells, groups, prompts, notes; per cell its prompts, layers and images."""
+"""What the page shows, as JSON: columns, cells, groups, notes; per cell its prompts, layers and images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.reports.validation import finite
 
 LIMIT = 50_000_000
 """Bytes the page stays below as long as its figures do."""
-_LEAST_ROOM = 2_000_000
+_LEAST_ROOM = 500_000
 _TEMPLATE_ROOM = 200_000
 _KEPT_DIGITS = 7
 
@@ -189,7 +189,7 @@ def _gallery(groups: Iterable[Sequence[Record]], source: Source, taken: int) -> 
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that can stand in a `<script>` element: nothing in it can end the element or open another."""
+    """Return JSON that can stand in a `<script>` element: nothing in it can end that or open another."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

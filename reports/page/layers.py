@@ -17,9 +17,9 @@ _LARGEST = 64 * 2**20
 def read_layers(run_folder: Path, key: str) -> list[dict[str, Any]]:
     """Return the layers of a cell in module order; none where the cell has no ledger.
 
-    Each is `name`, `role`, `shape` (as text), `weights` (count), `w_bits`, `a_bits`, `mean_bits` (mean width of
-    a code), `stored_bits` (bits per weight of all but the bias), `bytes` (per part) and `note` (the method's
-    remarks: numbers, words or truth values by name).
+    Each is `name`, `role`, `shape` (as text), `weights` (count), `w_bits`, `a_bits`, `mean_bits` (mean width
+    of a code), `stored_bits` (bits per weight of all but the bias), `bytes` (per part) and `note` (the
+    method's remarks: numbers, words or truth values by name).
 
     Args:
         run_folder: the run.

@@ -20,19 +20,21 @@ SCRIPTS = ("core", "table", "state", "grid", "pareto", "prompts", "compare", "la
 def render(records: Iterable[Record], source: Source | None = None) -> str:
     """Return the page of a run as one HTML document.
 
-    It loads nothing: its policy allows its own style and script, known by their digests, and images inside the
-    page. Whatever comes from records or prompts reaches it as JSON and is put into it as text.
+    It loads nothing: its policy allows its own style and script, known by their digests, and images inside
+    the page. Whatever comes from records or prompts reaches it as JSON and is put into it as text.
 
     Args:
         records: cells in any order.
-        source: where images, layers, prompts and the protocol come from; without it the page holds figures only.
+        source: where images, layers, prompts and the protocol come from; without it, figures only.
 
     Raises:
         ValueError: an image or a ledger cannot be read; the line names its file.
     """
     content = build(records, source or Source())
     style, script = _part("page.css"), _script()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(_part("page.html.jinja")).render(
         title=_title(content.head["groups"]),
         policy=_policy(style, script),

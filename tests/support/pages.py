@@ -15,7 +15,8 @@ from harness.reports.record import Metric, Record
 
 SIDE = 16
 PROMPTS = 6
-MARKUP = "<b>bold</b><img src=x onerror=\"window.hit=1\"></script><script>window.hit=1</script>&amp;'\"`${1}"
+RIGHT = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+MARKUP = '<b>bold</b><img src=x onerror="window.hit=1"></script><script>window.hit=1</script>&amp;\'"`${1}'
 CAPTIONS = [f"{MARKUP} prompt", *(f"a small red star number {index}" for index in range(1, PROMPTS))]
 
 
@@ -51,7 +52,9 @@ def write_ledger(cell: Path, names: Sequence[str], note: dict[str, Any]) -> None
     (cell / "checkpoint" / "ledger.json").write_text(json.dumps({"rows": rows}))
 
 
-def small_run(run: Path, make: Callable[..., Record], save: Callable[[Path, list[Record]], None]) -> list[Record]:
+def small_run(
+    run: Path, make: Callable[..., Record], save: Callable[[Path, list[Record]], None]
+) -> list[Record]:
     """Write a run of one model: the reference, `ptq`, a method named like markup and one that crashed."""
     shared = {"n": PROMPTS, "model": "tiny-dit"}
     images = {name: [pixels(100 * row + i) for i in range(PROMPTS)] for row, name in enumerate("rpm")}
@@ -63,12 +66,13 @@ def small_run(run: Path, make: Callable[..., Record], save: Callable[[Path, list
         "per_prompt": {"psnr": values["m"], MARKUP: [1.0] * PROMPTS},
     }  # fmt: skip
     failed = {
-        "state": "crashed", "metrics": {}, "n": 0, "effective_bits": None, "weight_bytes": None, "step_ms": None,
-        "message": f"died of {MARKUP}", "log_tail": f"line one\n\x1b[31m{MARKUP}\nlast line", "cell": "d" * 16,
+        "state": "crashed", "metrics": {}, "n": 0, "effective_bits": None, "weight_bytes": None,
+        "step_ms": None, "message": f"died of {MARKUP}", "cell": "d" * 16,
+        "log_tail": f"line one\n\x1b[31m{MARKUP}\nlast line",
     }  # fmt: skip
     records = [
         make("reference", 16, **shared, cell="a" * 16, per_prompt={"prompt_accuracy": [1.0] * PROMPTS}),
-        make("ptq", 4, **shared, cell="b" * 16, per_prompt={"psnr": values["p"], "prompt_accuracy": [0, 1, 1, 0, 1, 1]}),
+        make("ptq", 4, **shared, cell="b" * 16, per_prompt={"psnr": values["p"], "prompt_accuracy": RIGHT}),
         make(MARKUP, 3, **shared, **hostile),
         make("nf4", 2, **{**shared, **failed}),
     ]  # fmt: skip
