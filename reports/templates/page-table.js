@@ -1,5 +1,5 @@
-// Tables that sort on a click or on Enter. Only the first rows are laid out until the reader asks for more:
-// sorting and filtering look at all of them.
+// Tables that sort on a click or on Enter. Sorting and filtering look at all rows and lay out the first ones, so
+// that they take as long with thousands of rows as with a hundred; a button lays out the rest.
 const CHUNK = 100;
 
 /**
@@ -7,7 +7,8 @@ const CHUNK = 100;
  * what the column sorts by, unless it is null; a missing one comes last in either direction.
  */
 function sortable(columns, { label, sort = null, down = false }) {
-  let rows = [], shown = CHUNK, drawn = new Map();
+  const drawn = new Map();
+  let rows = [], shown = CHUNK;
   const body = el("tbody");
   const heads = columns.map((column) =>
     el("th", { scope: "col", class: column.words ? "words" : null },
@@ -49,13 +50,11 @@ function sortable(columns, { label, sort = null, down = false }) {
     more.hidden = first.length === all.length;
     more.textContent = `Show all ${all.length} rows`;
   }
-  function order(key, isDown) { by = key; descending = isDown; fill(); }
+  function order(key, isDown) { by = key; descending = isDown; shown = CHUNK; fill(); }
   return {
     node,
     order,
     /** Show these rows; `text` says what they are. */
-    set(next, text) { rows = next; count.textContent = text; fill(); },
-    /** Forget drawn rows: what they show has changed. */
-    forget() { drawn = new Map(); },
+    set(next, text) { rows = next; count.textContent = text; shown = CHUNK; fill(); },
   };
 }
