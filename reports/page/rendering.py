@@ -33,7 +33,11 @@ def render(records: Iterable[Record], source: Source | None = None) -> str:
     content = build(records, source or Source())
     style, script = _part("page.css"), _script()
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.from_string(_part("page.html.jinja")).render(
         title=_title(content.head["groups"]),

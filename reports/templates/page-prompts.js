@@ -21,7 +21,7 @@ VIEWS.prompts = {
       const worse = a === b ? null : metric && detail(a).prompts[metric];
       hint.textContent = metric === null ? "This cell has no figures per prompt."
         : worse ? `Loss: how much worse than ${name(a)} on the same prompt and noise.`
-          : `Worst ${label(metric)} first. It already compares with the reference, or ${name(a)} has none of it.`;
+          : `Worst ${label(metric)} first${a.reference ? "; it already compares with the reference" : ""}.`;
       const found = promptRows(b, metric, worse);
       const table = promptTable(a, b, metric, known, Boolean(worse));
       table.set(found, `${found.length} prompts, worst first`);
