@@ -16,7 +16,11 @@ VIEWS.compare = {
     const text = el("p", { class: "prompt", role: "status" }), stage = el("div", { class: "stage" });
     const strip = el("div", { class: "strip", role: "group", "aria-label": "Every cell on this prompt" });
     const swap = () => go({ a: state.b, b: state.a });
-    const pause = () => { look.paused = !look.paused; this.update(); };
+    const pause = () => {
+      look.paused = !look.paused;
+      this.update();
+      stage.querySelector("button").focus(); // the old one is gone, and with it the place of the keyboard
+    };
     panel.append(
       el("div", { class: "controls" }, model.node, a.node, b.node, button("Swap A and B", swap), zoom.node),
       el("div", { class: "controls" }, button("◀", () => turn(-1), { "aria-label": "Previous prompt" }), field("Prompt", prompt), button("▶", () => turn(1), { "aria-label": "Next prompt" }),

@@ -37,7 +37,7 @@ VIEWS.grid = {
           value: (cell) => value(cell, column.key),
           cell: (cell) => (column.key === "state" ? stateText(cell) : figure(cell, column)),
         })),
-      ], { label: "Cells" });
+      ], { label: "Cells", rowClass: (cell) => (cell.reference ? "reference" : null) });
       place.replaceChildren(table.node);
       apply();
     }

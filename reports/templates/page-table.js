@@ -6,7 +6,7 @@ const CHUNK = 100;
  * A table of `columns`: {key, label, words, value(row), cell(row)}. `cell` gives text or a node, `value`
  * what the column sorts by, unless it is null; a missing one comes last in either direction.
  */
-function sortable(columns, { label, sort = null, down = false }) {
+function sortable(columns, { label, sort = null, down = false, rowClass = () => null }) {
   const drawn = new Map();
   let rows = [], shown = CHUNK;
   const body = el("tbody");
@@ -22,7 +22,7 @@ function sortable(columns, { label, sort = null, down = false }) {
   function line(row) {
     let tr = drawn.get(row);
     if (!tr) {
-      tr = el("tr", { class: row.className || null }, ...columns.map((column, index) =>
+      tr = el("tr", { class: rowClass(row) }, ...columns.map((column, index) =>
         el(index ? "td" : "th", { class: column.words ? "words" : null, scope: index ? null : "row" }, column.cell(row))));
       drawn.set(row, tr);
     }

@@ -288,6 +288,7 @@ def test_slider_and_blink(open_page, small):
     page.wait("document.querySelector('.stage.blink .over')?.style.visibility === 'hidden'")
     assert page.texts(".now") == ["A: reference W16A16"]
     page.press_button(".stage", "Stop")
+    assert page.js("return document.activeElement.textContent") == "Blink"
     page.press_button(".stage", "Flip")
     assert page.texts(".now") == ["B: ptq W4A8"]
 
