@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -160,15 +161,26 @@ def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int]
     draw.text((x + _TILE // 2, y + _TILE // 2), "no image", _SOFT, pillow_font(12), anchor="mm")
 
 
-def _tile(path: Path) -> Image.Image:
-    """Read an image and bring it to the size of a tile: whole multiples nearest, anything else filtered."""
+@contextmanager
+def open_png(path: Path) -> Iterator[Image.Image]:
+    """Open an image of a run, which is data: only as PNG, and not when it is suspiciously large.
+
+    Raises:
+        ValueError: it cannot be read, here or while it is used; the line names the file.
+    """
     try:
         with Image.open(path, formats=("PNG",)) as opened:
             if max(opened.size) > _LARGEST_SIDE:
                 raise ValueError(f"{path}: {opened.size[0]} x {opened.size[1]} pixels are too many")
-            image = opened.convert("RGB")
+            yield opened
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable PNG") from error
+
+
+def _tile(path: Path) -> Image.Image:
+    """Read an image and bring it to the size of a tile: whole multiples nearest, anything else filtered."""
+    with open_png(path) as opened:
+        image = opened.convert("RGB")
     if image.width == image.height and _TILE % image.width == 0:
         return image.resize((_TILE, _TILE), Image.Resampling.NEAREST)
     image.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)

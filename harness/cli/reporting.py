@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli.tables import chosen_format, deliver, print_table, read_runs
 from harness.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from harness.reports.record import Record
 
 FORMATS = ("table", "markdown", "csv", "latex", "typst", "json", "jsonl", "html")
 REPORT = "report"
@@ -47,7 +51,38 @@ def report_command(
 
         formats.render_terminal(records, Console())
         return 0
-    return deliver(formats.render(records, fmt), REPORT, output, check)
+    if output is None and check is None and fmt == "html" and sys.stdout.isatty():
+        raise UserError("the page holds every image and is no reading for a terminal; give -o page.html")
+    one_run = len(runs) == 1 and runs[0].is_dir()
+    text = _page(runs[0], records) if fmt == "html" and one_run else formats.render(records, fmt)
+    return deliver(text, REPORT, output, check)
+
+
+def _page(run: Path, records: Sequence[Record]) -> str:
+    """Return the run's page, with images, layers and the texts of prompts.
+
+    Prompts that were read from a file of the user's are not in the run folder; the page numbers them.
+    """
+    from harness.datasets import registry
+    from harness.metrics import METRICS
+    from harness.reports import page
+    from harness.store import RunStore
+
+    counts: dict[str, int] = {}
+    for record in records:
+        name = record.identity.dataset
+        counts[name] = max(counts.get(name, 0), record.result.n)
+    shipped = [name for name in counts if name in registry.names() and not registry.get(name).takes_path]
+    source = page.Source(
+        run_folder=run,
+        protocol=RunStore(run).header()["protocol"],
+        captions={name: [p.text for p in registry.get(name).prompts(counts[name])] for name in shipped},
+        better={name: spec.better for name, spec in METRICS.items()},
+    )
+    try:
+        return page.render(records, source)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def show_command(

@@ -94,7 +94,7 @@ def write_run(run: Path, records: list[Record]) -> None:
         (folder / "record.json").write_text(json.dumps(record.to_json(), allow_nan=False))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Callable[..., Record]:
     return make_record
 
@@ -104,6 +104,6 @@ def grid() -> list[Record]:
     return make_grid()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save() -> Callable[[Path, list[Record]], None]:
     return write_run

@@ -3,7 +3,6 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
@@ -79,7 +78,6 @@ def test_failed_cells_show_their_state_and_reason(record):
         text = render(cells, fmt)
         assert "ptq W2A8 on tiny-unet: oom: out of memory" in text
     assert re.search(r"\| \*\*oom\*\* *\|", render(cells, "markdown"))
-    assert '<span class="failed">oom</span>' in render(cells, "html")
 
 
 def test_footnotes_name_protocol_counts_and_marks(record):
@@ -250,43 +248,6 @@ def test_latex_names_its_packages(record):
     head = render([record()], "latex").split("\\begin")[0]
     for package in ("booktabs", "graphicx"):
         assert re.search(rf"^%\s+\\usepackage{{{package}}}$", head, re.MULTILINE)
-
-
-class Page(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags, self.open, self.text, self.attributes = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_html_is_well_formed_and_loads_nothing(record):
-    page = Page()
-    page.feed(render([record(method=HOSTILE, model=HOSTILE), record("reference", 16)], "html"))
-    assert page.open == []
-    assert not {"b", "img", "link", "iframe", "a"} & set(page.tags)
-    assert not [name for _, name, _ in page.attributes if name in {"src", "href"} or name.startswith("on")]
-    assert ("meta", "http-equiv", "Content-Security-Policy") in page.attributes
-    assert any(r"a|b & c_d <b>*x*</b> [red]no[/red]" in text for text in page.text)
-    assert page.tags.count("script") == 1
-
-
-def test_html_sorts_by_exact_values_and_knows_dark(record):
-    text = render([record("ptq", 4, metrics={"psnr": Metric(27.123456)})], "html")
-    assert 'data-value="27.123456"' in text
-    assert "prefers-color-scheme: dark" in text
-    assert "@import" not in text
-    assert "url(" not in text
 
 
 def test_rows_of_one_name_are_told_apart_by_their_keys(record):
