@@ -76,6 +76,14 @@ class CalibrationStream(Protocol):
 class MethodConfig:
     """Base of every method's config: frozen, every field of a JSON type, every field with a default."""
 
+    def mean_bits(self, bits: int) -> tuple[float, float]:
+        """Return the least and the largest mean code width of a layer of nominally `bits` bits.
+
+        A method whose layers may store more (or fewer) bits per weight than their name says overrides this;
+        `harness check-method` holds it to what it declares.
+        """
+        return float(bits), float(bits)
+
 
 @dataclass
 class QuantizeJob:

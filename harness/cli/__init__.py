@@ -1,4 +1,4 @@
-"""The command line: `harness run`, `list`, `report` and `show`.
+"""The command line: `harness run`, `list`, `report`, `show` and `check-method`.
 
 Importing it, and printing help, touches neither torch, diffusers nor pandas: every command imports what it
 needs when it runs. Whatever the user does wrong is one line on the error stream and exit code 2.
@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.checking import check_method_command
 from harness.cli.listing import list_command
 from harness.cli.reporting import report_command, show_command
 from harness.cli.running import run_command
@@ -31,6 +32,9 @@ app.command("run", help="Quantize, generate, measure and compare every cell of a
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
+app.command("check-method", help="Try a method on a tiny UNet and DiT: determinism, bits, bytes, error.")(
+    check_method_command
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
