@@ -291,6 +291,12 @@ class Project:
             fingerprint=source_digest([spec.quantize.__module__, *_STORING]),
         )
 
+    def variants(self, name: str, label: str) -> Sequence[Mapping[str, str]]:
+        """Return a named set of settings of a method."""
+        from harness.methods import registry
+
+        return registry.variants(name, label)
+
     def dataset(self, name: str) -> PromptSet:
         """Return a prompt set."""
         from harness.datasets import registry

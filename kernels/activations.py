@@ -118,12 +118,14 @@ class ActQuantizer(StoredModule):
         """Number of stored ranges, 0 when dynamic."""
         return 0 if self.range is None else self.range.shape[0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, smooth: Tensor | None = None) -> Tensor:
         """Round `x` to the grid.
 
         Args:
             x: any float dtype; linear inputs [..., channels], convolution inputs [n, c, h, w] (`tensor`
                 only).
+            smooth: float [channels], what the channels were divided by. The shift is one of the input before
+                that, so a dynamic quantizer divides it alike; nothing else depends on it.
 
         Returns:
             float32 of the shape of `x`.
@@ -132,11 +134,23 @@ class ActQuantizer(StoredModule):
             RuntimeError: `per_step` without a step index, or with one outside the stored steps.
         """
         x = x.to(torch.float32)
+        if not self.shift:
+            return self._plain(x, 0.0)
+        if smooth is None or self.mode != "dynamic":
+            return self._plain(x + self.shift, self.shift).sub_(self.shift)
+        shift = self.shift / smooth.to(torch.float32)
+        shift = shift.view(-1, 1, 1) if x.dim() == 4 else shift
+        return self._plain(x + shift, 0.0).sub_(shift)
+
+    def _plain(self, x: Tensor, shift: float) -> Tensor:
+        """Round values that are shifted already; `shift` moves a stored range alike."""
         if self.range is not None:
-            lo, hi = self.range[self._step()].to(torch.float32).unbind()
+            lo, hi = (self.range[self._step()].to(torch.float32) + shift).unbind()
             return self._round(x, lo, hi)
-        if x.numel() == 0:
-            return x
+        return x if x.numel() == 0 else self._ranged(x)
+
+    def _ranged(self, x: Tensor) -> Tensor:
+        """Round with ranges of the values themselves."""
         if self.granularity == "tensor":
             return self._dynamic(x.reshape(x.shape[0], -1) if x.dim() > 1 else x).view(x.shape)
         if self.granularity == "token" or self.group >= x.shape[-1]:
@@ -156,8 +170,8 @@ class ActQuantizer(StoredModule):
             scale = _divisor(torch.maximum(lo.abs(), hi.abs()) / largest)
             return (x / scale).round_().clamp_(-largest, largest).mul_(scale)
         if self.symmetric:
-            scale = _divisor((hi + self.shift).clamp(min=0) / levels)
-            return (x + self.shift).div_(scale).round_().clamp_(0, levels).mul_(scale).sub_(self.shift)
+            scale = _divisor(hi.clamp(min=0) / levels)
+            return (x / scale).round_().clamp_(0, levels).mul_(scale)
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
         scale = _divisor(hi / levels - lo / levels)
         zero = (-lo / scale).round_().clamp_(0, levels)

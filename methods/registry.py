@@ -101,6 +101,20 @@ def configure(name: str, overrides: Mapping[str, str]) -> MethodConfig:
     return configured
 
 
+def variants(name: str, label: str) -> tuple[Mapping[str, str], ...]:
+    """Return the named set `label` of settings of method `name`, as `--set` would give them.
+
+    Raises:
+        UserError: no such method or set; the nearest are named.
+    """
+    sets = get(name).variants
+    if label in sets:
+        return sets[label]
+    raise (
+        unknown(f"set of {name}", label, sets) if sets else UserError(f"{name} has no named sets of settings")
+    )
+
+
 def _rank(name: str) -> tuple[int, str]:
     return (BUILT_IN.index(name) if name in BUILT_IN else len(BUILT_IN), name)
 
