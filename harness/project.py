@@ -243,10 +243,10 @@ class Project:
         return [name for name in registry.names() if registry.get(name).embedded]
 
     def method_names(self) -> list[str]:
-        """Return the names of all usable methods."""
+        """Return the names of the usable methods that `--methods all` runs."""
         from harness.methods import registry
 
-        return registry.names()
+        return [name for name in registry.names() if registry.get(name).in_all]
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
         """Return the facts of a model."""

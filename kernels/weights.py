@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.kernels.packing import pack_codes, packed_columns, unpack_codes
-from harness.kernels.quantizers.grid import GRIDS, Grid, check_grid
+from harness.kernels.quantizers.grid import GRIDS, ZERO_POINTS, Grid, check_grid
 from harness.kernels.quantizers.normal_float import (
     BLOCK,
     NormalFloatCodes,
@@ -77,7 +77,7 @@ class PackedWeight(StoredModule):
 
 
 class UniformWeight(PackedWeight):
-    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` uint8 or absent."""
+    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` alike or absent."""
 
     kind = "uniform"
     packed: Tensor
@@ -92,7 +92,7 @@ class UniformWeight(PackedWeight):
         shape = scale_shape(rows, cols, group)
         self.register_buffer("packed", torch.zeros(rows, packed_columns(bits, cols), dtype=torch.uint8))
         self.register_buffer("scale", torch.zeros(shape, dtype=torch.float16))
-        zero = torch.zeros(shape, dtype=torch.uint8) if grid == "asymmetric" else None
+        zero = torch.zeros(shape, dtype=ZERO_POINTS[grid]) if grid in ZERO_POINTS else None
         self.register_buffer("zero", zero)
 
     @classmethod
@@ -101,7 +101,7 @@ class UniformWeight(PackedWeight):
         rows, cols = codes.codes.shape
         if tuple(codes.scale.shape) != scale_shape(rows, cols, group):
             raise ValueError(f"scales of shape {tuple(codes.scale.shape)} do not belong to group {group!r}")
-        if (codes.zero is None) == (grid == "asymmetric"):
+        if (None if codes.zero is None else codes.zero.dtype) != ZERO_POINTS.get(grid):
             raise ValueError(f"zero points and grid {grid!r} do not belong together")
         weight = cls(rows, cols, bits, grid, group)
         weight.packed = pack_codes(codes.codes, bits)

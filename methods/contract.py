@@ -154,6 +154,7 @@ class MethodSpec(Generic[ConfigT]):
         act_bits: activation widths it declares.
         needs_calibration: whether the runner records input statistics first.
         reconstruction: built without the authors' formulas; tables carry a footnote.
+        in_all: whether `--methods all` runs it; the further baselines run when they are named.
         summary: one line for `harness list methods`.
         variants: named sets of settings; `--methods NAME:SET` runs every member of one as a row of its own.
             Each member maps settings to texts as `--set` takes them.
@@ -168,6 +169,7 @@ class MethodSpec(Generic[ConfigT]):
     act_bits: tuple[int, ...] = (4, 5, 6, 7, 8, 16)
     needs_calibration: bool = False
     reconstruction: bool = False
+    in_all: bool = True
     summary: str = ""
     variants: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
 

@@ -42,7 +42,12 @@ class GptqConfig(MethodConfig):
 
 
 @method(
-    "gptq", GptqConfig, version=1, needs_calibration=True, summary="column-wise error feedback, MSE ranges"
+    "gptq",
+    GptqConfig,
+    version=1,
+    needs_calibration=True,
+    in_all=False,
+    summary="error feedback column by column",
 )
 def quantize(job: QuantizeJob, config: GptqConfig) -> None:
     """Round every target's weight with error feedback."""

@@ -20,7 +20,7 @@ from harness.errors import UserError, unknown
 from harness.methods.contract import MethodConfig, MethodSpec
 
 GROUP = "harness.methods"
-BUILT_IN = ("ptq", "nf4", "svdquant", "mpqdm", "mpqdmv2", "gptq")
+BUILT_IN = ("ptq", "nf4", "svdquant", "mpqdm", "mpqdmv2", "gptq", "hqq", "adaround")
 
 _specs: dict[str, MethodSpec[Any]] = {}
 _broken: dict[str, str] = {}
