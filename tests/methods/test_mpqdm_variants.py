@@ -57,7 +57,7 @@ def test_a_branch_merged_before_rounding_is_refused_unless_asked_for() -> None:
     assert done.denoiser.get_submodule("q").branch is None
 
 
-@pytest.mark.parametrize("method", ["svdquant", "mpqdm", "mpqdmv2"])
+@pytest.mark.parametrize("method", ["ptq", "svdquant", "mpqdm", "mpqdmv2"])
 def test_every_member_of_every_named_set_is_a_valid_and_different_configuration(method: str) -> None:
     for members in registry.get(method).variants.values():
         configs = [registry.configure(method, member) for member in members]
