@@ -19,10 +19,12 @@ from typing import Literal, Self, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from harness.kernels.quantizers.nvfp4 import GROUP, fake_nvfp4
 from harness.kernels.stored import Spec, StoredModule, nbytes, spec_bool, spec_choice, spec_int
 
 Granularity = Literal["token", "tensor", "group"]
 Mode = Literal["dynamic", "static", "per_step"]
+Format = Literal["integer", "nvfp4"]
 LARGEST_HALF = 65504.0
 MOST_STEPS = 100_000
 
@@ -46,6 +48,8 @@ class ActQuantizer(StoredModule):
     Symmetric with a shift: `code * scale - shift`, codes 0..2^b-1: for inputs known to be above `-shift`,
     e.g. 0.171875 after GELU, this doubles the resolution (SVDQuant's unsigned activations).
 
+    NVFP4: E2M1 floats in groups of 16 with an FP8 scale each, dynamic (`harness.kernels.quantizers.nvfp4`).
+
     Scales are float32 and never stored when dynamic; stored ranges are float16 (lo, hi).
 
     Attributes:
@@ -65,6 +69,7 @@ class ActQuantizer(StoredModule):
         group: int = 64,
         shift: float = 0.0,
         range: Tensor | None = None,
+        format: Format = "integer",
     ) -> None:
         """Check the combination.
 
@@ -77,6 +82,7 @@ class ActQuantizer(StoredModule):
             shift: added before rounding and taken off again; needs `symmetric`.
             range: lo and hi of the unshifted input, float [2] or [1, 2] for `static`, [steps, 2] for
                 `per_step`.
+            format: numbers of the grid; `nvfp4` is 4 bits, dynamic, symmetric, in groups of 16.
 
         Raises:
             ValueError: a combination that makes no sense, or a range that is missing, of a wrong shape or not
@@ -93,6 +99,17 @@ class ActQuantizer(StoredModule):
             raise ValueError("a shift needs symmetric=True (an asymmetric grid has a zero point instead)")
         if group < 1:
             raise ValueError(f"a group has at least one channel, not {group}")
+        nvfp4 = (bits, granularity, mode, symmetric, group, shift) == (
+            4,
+            "group",
+            "dynamic",
+            True,
+            GROUP,
+            0.0,
+        )
+        if format not in get_args(Format) or (format == "nvfp4" and not nvfp4):
+            raise ValueError(f"no such activation format: {format!r} with {bits} bits per {granularity}")
+        self.format: Format = format
         self.bits, self.group, self.shift, self.symmetric = bits, group, float(shift), symmetric
         self.granularity: Granularity = granularity
         self.mode: Mode = mode
@@ -161,6 +178,8 @@ class ActQuantizer(StoredModule):
 
     def _dynamic(self, x: Tensor) -> Tensor:
         """Round with one range per run of the last axis."""
+        if self.format == "nvfp4":
+            return fake_nvfp4(x)
         return self._round(x, x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True))
 
     def _round(self, x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -203,6 +222,7 @@ class ActQuantizer(StoredModule):
             "group": self.group,
             "shift": self.shift,
             "steps": self.steps,
+            "format": self.format,
         }
 
     @classmethod
@@ -220,6 +240,8 @@ class ActQuantizer(StoredModule):
             group=spec_int(spec, "group", 1, 1 << 24),
             shift=shift,
             range=torch.zeros(steps, 2) if steps else None,
+            # Absent in checkpoints from before there was a second format.
+            format=cast(Format, spec_choice({"format": "integer", **spec}, "format", get_args(Format))),
         )
 
 

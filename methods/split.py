@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.quantizers.grid import Grid
+from harness.kernels.quantizers.nvfp4 import BITS, quantize_nvfp4
 from harness.kernels.quantizers.ranges import SHRINK_STEPS, RangeRule
 from harness.methods.contract import LayerTarget
 from harness.methods.layers import kernel_taps, per_column
 from harness.methods.lowrank import Algorithm, decompose, truncated_svd
 from harness.methods.objective import row_errors
-from harness.methods.rounding import UniformRows, round_uniform
+from harness.methods.rounding import Nvfp4Rows, UniformRows, round_uniform
 
 TRIAL_CHANNELS = 32
 TRIAL_STEPS = 16
 """The smoothing search compares candidates on some output channels and with a coarse search of the ranges."""
+
+
+Residual = UniformRows | Nvfp4Rows
 
 
 class SplitSettings(Protocol):
@@ -40,6 +44,10 @@ class SplitSettings(Protocol):
     @property
     def svd(self) -> Algorithm:
         """How decompositions are computed."""
+
+    @property
+    def format(self) -> Literal["int", "nvfp4"]:
+        """Numbers of the residual."""
 
     @property
     def group(self) -> int:
@@ -95,10 +103,10 @@ class Split:
     """A weight as branch plus rounded residual, with the output error."""
 
     branch: LowRankBranch | None
-    residual: UniformRows
+    residual: Residual
     error: float
 
-    def rows(self, start: int, end: int) -> tuple[LowRankBranch | None, UniformRows]:
+    def rows(self, start: int, end: int) -> tuple[LowRankBranch | None, Residual]:
         """Return the part of some output channels; the branch's down factor is that of all."""
         branch = self.branch and LowRankBranch(self.branch.down, self.branch.up[start:end])
         return branch, self.residual.take(torch.arange(start, end))
@@ -150,7 +158,7 @@ def refine(piece: Piece, inputs: Inputs, settings: SplitSettings) -> Split:
     return best
 
 
-def with_residual(split: Split, residual: UniformRows, piece: Piece, inputs: Inputs) -> Split:
+def with_residual(split: Split, residual: Residual, piece: Piece, inputs: Inputs) -> Split:
     """Return the split with another residual, its error formed anew."""
     return replace(split, residual=residual, error=_error(piece.wanted, inputs, split.branch, residual))
 
@@ -164,7 +172,11 @@ def _branch(matrix: Tensor, rank: int, settings: SplitSettings) -> LowRankBranch
     return LowRankBranch(*decompose(matrix, rank, settings.svd)) if rank else None
 
 
-def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = SHRINK_STEPS) -> UniformRows:
+def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = SHRINK_STEPS) -> Residual:
+    if settings.format == "nvfp4":
+        if bits != BITS:
+            raise ValueError(f"nvfp4 is a format of {BITS} bits, not {bits}")
+        return Nvfp4Rows(quantize_nvfp4(matrix))
     grid, ranges = settings.residual_grid(bits), settings.residual_range(bits)
     rounded = round_uniform(matrix, bits, group=settings.group, grid=grid, ranges=ranges, steps=steps)
     if not isinstance(rounded, UniformRows):
@@ -172,7 +184,7 @@ def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = S
     return rounded
 
 
-def _error(wanted: Tensor, inputs: Inputs, branch: LowRankBranch | None, residual: UniformRows) -> float:
+def _error(wanted: Tensor, inputs: Inputs, branch: LowRankBranch | None, residual: Residual) -> float:
     if branch is not None:
         wanted = wanted - branch(inputs.exact)
     return float(row_errors(wanted, inputs.quantized, residual.values()).double().sum())

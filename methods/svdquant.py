@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.kernels.activations import ActQuantizer
+from harness.kernels.quantizers import nvfp4
 from harness.kernels.quantizers.grid import Grid
 from harness.kernels.quantizers.ranges import RangeRule
 from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
@@ -24,7 +25,7 @@ from harness.methods.hessian import DAMPING, HESSIAN_ROWS, round_with_feedback, 
 from harness.methods.layers import activation_quantizer, kernel_taps, packed_layer, weight_matrix
 from harness.methods.lowrank import rank_rule
 from harness.methods.objective import LayerSample
-from harness.methods.rounding import round_plain
+from harness.methods.rounding import UniformRows, round_plain
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
 from harness.methods.split import Inputs, Piece, Split, refine, remainder, stack, trial_error, with_residual
 
@@ -82,6 +83,8 @@ class SvdquantConfig(MethodConfig):
             sign, as published.
         rounding: codes of the residual: `nearest`, or `gptq` on the second moment of the quantized inputs.
         damping: of that second moment, relative to its mean diagonal.
+        format: `int`, or `nvfp4` for 4-bit residuals and 4-bit inputs of linear layers; then `group`, `residual`,
+            `range` and `unsigned` mean nothing there, and GPTQ is not defined.
     """
 
     rank: int | None = None
@@ -98,6 +101,7 @@ class SvdquantConfig(MethodConfig):
     unsigned: bool = False
     rounding: Literal["nearest", "gptq"] = "nearest"
     damping: float = DAMPING
+    format: Literal["int", "nvfp4"] = "int"
 
     def __post_init__(self) -> None:
         """Check the numbers; raises ValueError."""
@@ -110,6 +114,8 @@ class SvdquantConfig(MethodConfig):
             raise ValueError(f"group is at least 2, not {self.group}")
         if not 0 < self.damping <= 10:
             raise ValueError(f"damping is above 0 and at most 10, not {self.damping}")
+        if self.format == "nvfp4" and self.rounding == "gptq":
+            raise ValueError("gptq needs a uniform grid, which format=nvfp4 does not have")
 
     def residual_grid(self, bits: int) -> Grid:
         """Return the grid of a residual of `bits` bits."""
@@ -158,7 +164,7 @@ def _quantize_group(job: QuantizeJob, targets: list[LayerTarget], config: Svdqua
                 rank=piece.rank,
                 alpha=round(exponents[0], 4),
                 beta=round(exponents[1], 4),
-                residual=config.residual_grid(target.w_bits),
+                residual="nvfp4" if config.format == "nvfp4" else config.residual_grid(target.w_bits),
             )
 
 
@@ -178,6 +184,8 @@ def _act(target: LayerTarget, config: SvdquantConfig) -> ActQuantizer | None:
     With `unsigned`, inputs behind an activation function are on a grid of all 2^b levels from its minimum up.
     """
     low = target.a_bits <= PUBLISHED_BITS
+    if config.format == "nvfp4" and target.a_bits == nvfp4.BITS and target.kind == "linear":
+        return ActQuantizer(nvfp4.BITS, "group", "dynamic", True, group=nvfp4.GROUP, format="nvfp4")
     if config.unsigned and target.after and target.a_bits < 16:
         shift = SHIFTS[target.after]
         if target.kind == "conv2d":
@@ -218,6 +226,8 @@ def _with_feedback(
     sample = LayerSample(piece.layers[0], job.stream().samples(target.name), HESSIAN_ROWS)
     hessian = second_moment(sample.rows(inputs.smooth, _act(target, config)))
     left = remainder(piece.scaled(inputs.smooth), best.branch)
+    if not isinstance(best.residual, UniformRows):
+        raise TypeError("gptq needs a uniform grid")
     codes = round_with_feedback(left, best.residual, hessian, damping=config.damping)
     return with_residual(best, codes, piece, inputs)
 
