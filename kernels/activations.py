@@ -99,15 +99,9 @@ class ActQuantizer(StoredModule):
             raise ValueError("a shift needs symmetric=True (an asymmetric grid has a zero point instead)")
         if group < 1:
             raise ValueError(f"a group has at least one channel, not {group}")
-        nvfp4 = (bits, granularity, mode, symmetric, group, shift) == (
-            4,
-            "group",
-            "dynamic",
-            True,
-            GROUP,
-            0.0,
-        )
-        if format not in get_args(Format) or (format == "nvfp4" and not nvfp4):
+        as_nvfp4 = (4, "group", "dynamic", True, GROUP, 0.0)
+        fits = format == "integer" or (bits, granularity, mode, symmetric, group, shift) == as_nvfp4
+        if format not in get_args(Format) or not fits:
             raise ValueError(f"no such activation format: {format!r} with {bits} bits per {granularity}")
         self.format: Format = format
         self.bits, self.group, self.shift, self.symmetric = bits, group, float(shift), symmetric

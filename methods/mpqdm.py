@@ -29,7 +29,7 @@ from harness.methods.salience import descending, pearson_kurtosis
 from harness.methods.smoothing import input_channel_absmax, smoothing_scale
 
 SAMPLE_ROWS = 512
-ABLATION = (
+ABLATION: tuple[dict[str, str], ...] = (
     {"prescale": "never", "swap": "off"},
     {"swap": "off"},
     {"prescale": "never"},

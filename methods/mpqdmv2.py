@@ -39,7 +39,7 @@ SAMPLE_ROWS = 512
 PLANE_ITERATIONS = 5
 # Above this many bits binary planes gain nothing over a uniform grid and cost 2^bits levels to search.
 MAX_PLANES = 4
-ABLATION = (
+ABLATION: tuple[dict[str, str], ...] = (
     {"planes": "false", "rank": "0"},
     {"rank": "0"},
     {"planes": "false"},

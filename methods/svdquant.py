@@ -35,7 +35,7 @@ SHIFTS = {"gelu": 0.171875, "silu": 0.2734375}
 """Published constants that make the outputs of these functions non-negative (SiLU's but for 0.005)."""
 
 _NAIVE = {"grid": "1", "rank": "0", "iterations": "0"}
-ABLATION = (
+ABLATION: tuple[dict[str, str], ...] = (
     _NAIVE,
     {"rank": "0", "iterations": "0"},
     {"grid": "1", "iterations": "0"},
@@ -83,8 +83,8 @@ class SvdquantConfig(MethodConfig):
             sign, as published.
         rounding: codes of the residual: `nearest`, or `gptq` on the second moment of the quantized inputs.
         damping: of that second moment, relative to its mean diagonal.
-        format: `int`, or `nvfp4` for 4-bit residuals and 4-bit inputs of linear layers; then `group`, `residual`,
-            `range` and `unsigned` mean nothing there, and GPTQ is not defined.
+        format: `int`, or `nvfp4` for 4-bit residuals and 4-bit inputs of linear layers; then `group`,
+            `residual`, `range` and `unsigned` mean nothing there, and GPTQ is not defined.
     """
 
     rank: int | None = None

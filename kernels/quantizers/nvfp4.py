@@ -1,7 +1,7 @@
 """NVFP4: E2M1 floats in groups of 16 with an FP8 (E4M3) scale per group.
 
-Weights have a second, per-tensor scale that brings the group scales into the range of FP8; activations have the
-group scale alone. A code is sign (bit 3) and magnitude (bits 0-2, index into `MAGNITUDES`).
+Weights have a second, per-tensor scale that brings the group scales into the range of FP8; activations have
+the group scale alone. A code is sign (bit 3) and magnitude (bits 0-2, index into `MAGNITUDES`).
 """
 
 from __future__ import annotations
