@@ -156,7 +156,7 @@ def make_plan(request: Request, world: World) -> Plan:
         out=request.out or Path("runs") / f"{protocol.base.name}-{protocol.hash}",
         data_digest=digest_json({k: _path_digest(p) for k, p in data_paths.items() if k not in read}),
         models=tuple(models),
-        methods=tuple(method.name for method in choice),
+        methods=tuple(dict.fromkeys(method.name for method in choice)),
         bits=bits,
         leaks={
             name: overlap(grid.calibration_prompts[name], found[: request.prompts])

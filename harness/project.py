@@ -260,10 +260,10 @@ class Project:
         return [name for name in registry.names() if registry.get(name).embedded]
 
     def method_names(self) -> list[str]:
-        """Return the names of all usable methods."""
+        """Return the names of the usable methods that `--methods all` runs."""
         from harness.methods import registry
 
-        return registry.names()
+        return [name for name in registry.names() if registry.get(name).in_all]
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
         """Return the facts of a model."""
@@ -320,6 +320,12 @@ class Project:
             reconstruction=spec.reconstruction,
             fingerprint=source_digest([spec.quantize.__module__, *_STORING]),
         )
+
+    def variants(self, name: str, label: str) -> Sequence[Mapping[str, str]]:
+        """Return a named set of settings of a method."""
+        from harness.methods import registry
+
+        return registry.variants(name, label)
 
     def dataset(self, name: str) -> PromptSet:
         """Return a prompt set."""

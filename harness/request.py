@@ -80,8 +80,11 @@ def choose_models(request: Request, world: World) -> list[str]:
 def choose_methods(request: Request, world: World) -> list[MethodFacts]:
     """Return the methods asked for with their settings; the reference is not among them.
 
+    `NAME:SET` stands for every member of a named set of settings of the method. What `--set` says holds for
+    all members but where the member itself says otherwise: what an ablation switches off stays off.
+
     Raises:
-        UserError: a method, key or value is unknown, or a setting is of a method that does not run.
+        UserError: a method, set, key or value is unknown, or a setting is of a method that does not run.
     """
     overrides: dict[str, dict[str, str]] = {}
     typed: dict[str, str] = {}
@@ -97,14 +100,17 @@ def choose_methods(request: Request, world: World) -> list[MethodFacts]:
         raise UserError(f"no method given; valid: {', '.join(world.method_names())}")
     if "all" in request.methods:
         asked = [*world.method_names(), *asked]
-    asked = list(dict.fromkeys(asked))
-    for name in asked:
+    members: list[tuple[str, Mapping[str, str]]] = []
+    for text in dict.fromkeys(asked):
+        name, colon, label = text.partition(":")
         world.method(name, {})  # an unknown method is reported before a setting of it
+        members += [(name, member) for member in (world.variants(name, label) if colon else ({},))]
     for name in overrides:
-        if name not in asked:
+        if name not in {member for member, _ in members}:
             world.method(name, {})
             raise UserError(f"--set {typed[name]}: {name} is not among the methods of this run")
-    return [world.method(name, overrides.get(name, {})) for name in asked]
+    facts = [world.method(name, {**overrides.get(name, {}), **member}) for name, member in members]
+    return [method for i, method in enumerate(facts) if method not in facts[:i]]
 
 
 def _pairs(texts: Sequence[str], option: str) -> dict[str, Path]:

@@ -199,6 +199,10 @@ class World(Protocol):
         """Return the facts of a method; raises UserError when it, a key or a value is unknown."""
         ...
 
+    def variants(self, name: str, label: str) -> Sequence[Mapping[str, str]]:
+        """Return a named set of settings of a method; raises UserError when either is unknown."""
+        ...
+
     def dataset(self, name: str) -> PromptSet:
         """Return a prompt set; raises UserError when it is unknown."""
         ...

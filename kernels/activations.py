@@ -19,10 +19,12 @@ from typing import Literal, Self, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from harness.kernels.quantizers.nvfp4 import GROUP, fake_nvfp4
 from harness.kernels.stored import Spec, StoredModule, nbytes, spec_bool, spec_choice, spec_int
 
 Granularity = Literal["token", "tensor", "group"]
 Mode = Literal["dynamic", "static", "per_step"]
+Format = Literal["integer", "nvfp4"]
 LARGEST_HALF = 65504.0
 MOST_STEPS = 100_000
 
@@ -46,6 +48,8 @@ class ActQuantizer(StoredModule):
     Symmetric with a shift: `code * scale - shift`, codes 0..2^b-1: for inputs known to be above `-shift`,
     e.g. 0.171875 after GELU, this doubles the resolution (SVDQuant's unsigned activations).
 
+    NVFP4: E2M1 floats in groups of 16 with an FP8 scale each, dynamic (`harness.kernels.quantizers.nvfp4`).
+
     Scales are float32 and never stored when dynamic; stored ranges are float16 (lo, hi).
 
     Attributes:
@@ -65,6 +69,7 @@ class ActQuantizer(StoredModule):
         group: int = 64,
         shift: float = 0.0,
         range: Tensor | None = None,
+        format: Format = "integer",
     ) -> None:
         """Check the combination.
 
@@ -77,6 +82,7 @@ class ActQuantizer(StoredModule):
             shift: added before rounding and taken off again; needs `symmetric`.
             range: lo and hi of the unshifted input, float [2] or [1, 2] for `static`, [steps, 2] for
                 `per_step`.
+            format: numbers of the grid; `nvfp4` is 4 bits, dynamic, symmetric, in groups of 16.
 
         Raises:
             ValueError: a combination that makes no sense, or a range that is missing, of a wrong shape or not
@@ -93,6 +99,11 @@ class ActQuantizer(StoredModule):
             raise ValueError("a shift needs symmetric=True (an asymmetric grid has a zero point instead)")
         if group < 1:
             raise ValueError(f"a group has at least one channel, not {group}")
+        as_nvfp4 = (4, "group", "dynamic", True, GROUP, 0.0)
+        fits = format == "integer" or (bits, granularity, mode, symmetric, group, shift) == as_nvfp4
+        if format not in get_args(Format) or not fits:
+            raise ValueError(f"no such activation format: {format!r} with {bits} bits per {granularity}")
+        self.format: Format = format
         self.bits, self.group, self.shift, self.symmetric = bits, group, float(shift), symmetric
         self.granularity: Granularity = granularity
         self.mode: Mode = mode
@@ -118,12 +129,14 @@ class ActQuantizer(StoredModule):
         """Number of stored ranges, 0 when dynamic."""
         return 0 if self.range is None else self.range.shape[0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, smooth: Tensor | None = None) -> Tensor:
         """Round `x` to the grid.
 
         Args:
             x: any float dtype; linear inputs [..., channels], convolution inputs [n, c, h, w] (`tensor`
                 only).
+            smooth: float [channels], what the channels were divided by. The shift is one of the input before
+                that, so a dynamic quantizer divides it alike; nothing else depends on it.
 
         Returns:
             float32 of the shape of `x`.
@@ -132,11 +145,23 @@ class ActQuantizer(StoredModule):
             RuntimeError: `per_step` without a step index, or with one outside the stored steps.
         """
         x = x.to(torch.float32)
+        if not self.shift:
+            return self._plain(x, 0.0)
+        if smooth is None or self.mode != "dynamic":
+            return self._plain(x + self.shift, self.shift).sub_(self.shift)
+        shift = self.shift / smooth.to(torch.float32)
+        shift = shift.view(-1, 1, 1) if x.dim() == 4 else shift
+        return self._plain(x + shift, 0.0).sub_(shift)
+
+    def _plain(self, x: Tensor, shift: float) -> Tensor:
+        """Round values that are shifted already; `shift` moves a stored range alike."""
         if self.range is not None:
-            lo, hi = self.range[self._step()].to(torch.float32).unbind()
+            lo, hi = (self.range[self._step()].to(torch.float32) + shift).unbind()
             return self._round(x, lo, hi)
-        if x.numel() == 0:
-            return x
+        return x if x.numel() == 0 else self._ranged(x)
+
+    def _ranged(self, x: Tensor) -> Tensor:
+        """Round with ranges of the values themselves."""
         if self.granularity == "tensor":
             return self._dynamic(x.reshape(x.shape[0], -1) if x.dim() > 1 else x).view(x.shape)
         if self.granularity == "token" or self.group >= x.shape[-1]:
@@ -147,6 +172,8 @@ class ActQuantizer(StoredModule):
 
     def _dynamic(self, x: Tensor) -> Tensor:
         """Round with one range per run of the last axis."""
+        if self.format == "nvfp4":
+            return fake_nvfp4(x)
         return self._round(x, x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True))
 
     def _round(self, x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -156,8 +183,8 @@ class ActQuantizer(StoredModule):
             scale = _divisor(torch.maximum(lo.abs(), hi.abs()) / largest)
             return (x / scale).round_().clamp_(-largest, largest).mul_(scale)
         if self.symmetric:
-            scale = _divisor((hi + self.shift).clamp(min=0) / levels)
-            return (x + self.shift).div_(scale).round_().clamp_(0, levels).mul_(scale).sub_(self.shift)
+            scale = _divisor(hi.clamp(min=0) / levels)
+            return (x / scale).round_().clamp_(0, levels).mul_(scale)
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
         scale = _divisor(hi / levels - lo / levels)
         zero = (-lo / scale).round_().clamp_(0, levels)
@@ -189,6 +216,7 @@ class ActQuantizer(StoredModule):
             "group": self.group,
             "shift": self.shift,
             "steps": self.steps,
+            "format": self.format,
         }
 
     @classmethod
@@ -206,6 +234,8 @@ class ActQuantizer(StoredModule):
             group=spec_int(spec, "group", 1, 1 << 24),
             shift=shift,
             range=torch.zeros(steps, 2) if steps else None,
+            # Absent in checkpoints from before there was a second format.
+            format=cast(Format, spec_choice({"format": "integer", **spec}, "format", get_args(Format))),
         )
 
 

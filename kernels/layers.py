@@ -5,7 +5,9 @@ With x1 = x / smooth, the float formula and at the same time the reference backe
     y = F.linear(act(x1), weight.dequantize()) + branch(x1) + bias
 
 in float32, returned in the dtype of x (SVDQuant's layer with every part optional). The weight is decoded in
-each forward and never kept.
+each forward and never kept. `act` takes a shift off again after rounding, before a convolution pads with
+zeros: that is SVDQuant's bias correction `bias - shift * sum(W)` and its padding with the shift, exactly, for
+the weight as it is stored.
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ class PackedLinear(PackedLayer):
         values = x.to(torch.float32)
         if self.smooth is not None:
             values = values / self.smooth.to(torch.float32)
-        quantized = values if self.act is None else self.act(values)
+        quantized = values if self.act is None else self.act(values, self.smooth)
         bias = None if self.bias is None else self.bias.to(torch.float32)
         y = F.linear(quantized, self.weight.dequantize(), bias)
         if self.branch is not None:
@@ -221,7 +223,7 @@ class PackedConv2d(PackedLayer):
         values = x.to(torch.float32)
         if self.smooth is not None:
             values = values / self.smooth.to(torch.float32).view(-1, 1, 1)
-        quantized = values if self.act is None else self.act(values)
+        quantized = values if self.act is None else self.act(values, self.smooth)
         bias = None if self.bias is None else self.bias.to(torch.float32)
         y = self._convolve(quantized, self.weight.dequantize(), bias)
         if self.branch is not None:

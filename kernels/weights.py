@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.kernels.packing import pack_codes, packed_columns, unpack_codes
-from harness.kernels.quantizers.grid import GRIDS, Grid, check_grid
+from harness.kernels.quantizers import nvfp4
+from harness.kernels.quantizers.grid import GRIDS, ZERO_POINTS, Grid, check_grid
 from harness.kernels.quantizers.normal_float import (
     BLOCK,
     NormalFloatCodes,
@@ -77,7 +78,7 @@ class PackedWeight(StoredModule):
 
 
 class UniformWeight(PackedWeight):
-    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` uint8 or absent."""
+    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` alike or absent."""
 
     kind = "uniform"
     packed: Tensor
@@ -92,7 +93,7 @@ class UniformWeight(PackedWeight):
         shape = scale_shape(rows, cols, group)
         self.register_buffer("packed", torch.zeros(rows, packed_columns(bits, cols), dtype=torch.uint8))
         self.register_buffer("scale", torch.zeros(shape, dtype=torch.float16))
-        zero = torch.zeros(shape, dtype=torch.uint8) if grid == "asymmetric" else None
+        zero = torch.zeros(shape, dtype=ZERO_POINTS[grid]) if grid in ZERO_POINTS else None
         self.register_buffer("zero", zero)
 
     @classmethod
@@ -101,7 +102,7 @@ class UniformWeight(PackedWeight):
         rows, cols = codes.codes.shape
         if tuple(codes.scale.shape) != scale_shape(rows, cols, group):
             raise ValueError(f"scales of shape {tuple(codes.scale.shape)} do not belong to group {group!r}")
-        if (codes.zero is None) == (grid == "asymmetric"):
+        if (None if codes.zero is None else codes.zero.dtype) != ZERO_POINTS.get(grid):
             raise ValueError(f"zero points and grid {grid!r} do not belong together")
         weight = cls(rows, cols, bits, grid, group)
         weight.packed = pack_codes(codes.codes, bits)
@@ -240,6 +241,61 @@ class BinaryPlanesWeight(PackedWeight):
         return cls(rows, cols, spec_int(spec, "planes", 1, MAX_PLANES))
 
 
+class Nvfp4Weight(PackedWeight):
+    """NVFP4: `packed` uint8, `scale` uint8 [rows, groups] (E4M3 bytes), `tensor_scale` float32 [1]."""
+
+    kind = "nvfp4"
+    packed: Tensor
+    scale: Tensor
+    tensor_scale: Tensor
+
+    def __init__(self, rows: int, cols: int) -> None:
+        super().__init__(rows, cols)
+        self.register_buffer("packed", torch.zeros(rows, packed_columns(nvfp4.BITS, cols), dtype=torch.uint8))
+        self.register_buffer("scale", torch.zeros(rows, -(-cols // nvfp4.GROUP), dtype=torch.uint8))
+        self.register_buffer("tensor_scale", torch.zeros(1))
+
+    @classmethod
+    def pack(cls, codes: nvfp4.Nvfp4Codes) -> Self:
+        """Pack the output of `quantize_nvfp4`."""
+        weight = cls(*codes.codes.shape)
+        if codes.scale.shape != weight.scale.shape:
+            raise ValueError(
+                f"scales of shape {tuple(codes.scale.shape)} are not one per {nvfp4.GROUP} columns"
+            )
+        weight.packed = pack_codes(codes.codes, nvfp4.BITS)
+        weight.scale, weight.tensor_scale = codes.scale, codes.tensor_scale
+        return weight
+
+    def check(self) -> None:
+        """Raise ValueError when a scale is not finite."""
+        if not nvfp4.finite_e4m3(self.scale) or not bool(torch.isfinite(self.tensor_scale).all()):
+            raise ValueError("a scale of the NVFP4 weight is not finite")
+
+    def dequantize(self) -> Tensor:
+        """Return float32 [rows, cols]."""
+        codes = unpack_codes(self.packed, nvfp4.BITS, self.cols)
+        return nvfp4.dequantize_nvfp4(nvfp4.Nvfp4Codes(codes, self.scale, self.tensor_scale))
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Return the bytes of codes and of both levels of scales."""
+        return _present(codes=nbytes(self.packed), scales=nbytes(self.scale) + nbytes(self.tensor_scale))
+
+    @property
+    def mean_bits(self) -> float:
+        """Width of a code."""
+        return float(nvfp4.BITS)
+
+    def spec(self) -> Spec:
+        """Return kind and sizes."""
+        return {"kind": self.kind, "rows": self.rows, "cols": self.cols}
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Self:
+        """Build an empty weight; raises ValueError on a wrong spec."""
+        return cls(*_sizes(spec))
+
+
 class RowMixedWeight(PackedWeight):
     """Rows of mixed width: each row belongs to one of several packed weights.
 
@@ -316,7 +372,8 @@ class RowMixedWeight(PackedWeight):
 
 
 WEIGHTS: dict[str, type[PackedWeight]] = {
-    cls.kind: cls for cls in (UniformWeight, NormalFloatWeight, BinaryPlanesWeight, RowMixedWeight)
+    cls.kind: cls
+    for cls in (UniformWeight, NormalFloatWeight, BinaryPlanesWeight, Nvfp4Weight, RowMixedWeight)
 }
 
 

@@ -17,7 +17,7 @@ A method never imports the runner: everything it may use is in `QuantizeJob`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -38,6 +38,7 @@ class LayerTarget:
         w_bits: weight bits, 1-8 (16 = keep, never handed to a method).
         a_bits: activation bits, 1-8, or 16 for weight-only.
         input_group: layers with the same value consume the same input tensor (q, k and v of one attention).
+        after: the activation function whose output is the input, `gelu` or `silu`; empty for any other input.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerTarget:
     w_bits: int
     a_bits: int
     input_group: str
+    after: Literal["", "gelu", "silu"] = ""
 
 
 class CalibrationStream(Protocol):
@@ -75,6 +77,14 @@ class CalibrationStream(Protocol):
 @dataclass(frozen=True)
 class MethodConfig:
     """Base of every method's config: frozen, every field of a JSON type, every field with a default."""
+
+    def mean_bits(self, bits: int) -> tuple[float, float]:
+        """Return the least and the largest mean code width of a layer of nominally `bits` bits.
+
+        A method whose layers may store more (or fewer) bits per weight than their name says overrides this;
+        `harness check-method` holds it to what it declares.
+        """
+        return float(bits), float(bits)
 
 
 @dataclass
@@ -144,7 +154,10 @@ class MethodSpec(Generic[ConfigT]):
         act_bits: activation widths it declares.
         needs_calibration: whether the runner records input statistics first.
         reconstruction: built without the authors' formulas; tables carry a footnote.
+        in_all: whether `--methods all` runs it; the further baselines run when they are named.
         summary: one line for `harness list methods`.
+        variants: named sets of settings; `--methods NAME:SET` runs every member of one as a row of its own.
+            Each member maps settings to texts as `--set` takes them.
     """
 
     name: str
@@ -156,7 +169,9 @@ class MethodSpec(Generic[ConfigT]):
     act_bits: tuple[int, ...] = (4, 5, 6, 7, 8, 16)
     needs_calibration: bool = False
     reconstruction: bool = False
+    in_all: bool = True
     summary: str = ""
+    variants: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
 
 
 def method(

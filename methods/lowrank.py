@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,39 @@ def rank_rule(width: int, embedded: bool) -> int:
     if not embedded:
         return PUBLISHED_RANK
     return max(1, math.ceil(PUBLISHED_RANK * width / PUBLISHED_WIDTH / RANK_MULTIPLE)) * RANK_MULTIPLE
+
+
+Algorithm = Literal["auto", "exact", "randomized"]
+"""How a truncated SVD is computed, see `decompose`."""
+RANDOMIZED_OVERSAMPLING = 10
+RANDOMIZED_ITERATIONS = 4
+
+
+def decompose(matrix: Tensor, rank: int, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """Truncated SVD by a named algorithm, the singular values shared evenly between the factors.
+
+    Args:
+        matrix: float [rows, cols].
+        rank: at least 1, at most min(rows, cols).
+        algorithm: `exact` is the full decomposition in float64, as deepcompressor computes it;
+            `randomized` is `torch.svd_lowrank` (Halko et al. 2011) with 10 further directions and 4 power
+            iterations from a fixed seed; `auto` is `truncated_svd`.
+
+    Returns:
+        down float32 [rank, cols] and up float32 [rows, rank].
+    """
+    if algorithm == "auto":
+        return truncated_svd(matrix, rank)
+    if algorithm == "exact":
+        u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    else:
+        width = min(rank + RANDOMIZED_OVERSAMPLING, *matrix.shape)
+        with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(matrix.float(), q=width, niter=RANDOMIZED_ITERATIONS)
+        vt = v.T
+    root = s[:rank].sqrt()
+    return (root[:, None] * vt[:rank]).float(), (u[:, :rank] * root).float()
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, fast: bool = False) -> tuple[Tensor, Tensor]:

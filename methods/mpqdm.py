@@ -22,13 +22,23 @@ from harness.methods.layers import (
     per_column,
     weight_matrix,
 )
-from harness.methods.mixing import best_mix
+from harness.methods.mixing import Mix, best_mix, raised_mix
 from harness.methods.objective import LayerSample, row_errors
-from harness.methods.rounding import round_plain, round_uniform
+from harness.methods.rounding import PLAIN_BITS, PlaneRows, UniformRows, round_plain, round_uniform
 from harness.methods.salience import descending, pearson_kurtosis
 from harness.methods.smoothing import input_channel_absmax, smoothing_scale
 
 SAMPLE_ROWS = 512
+ABLATION: tuple[dict[str, str], ...] = (
+    {"prescale": "never", "swap": "off"},
+    {"swap": "off"},
+    {"prescale": "never"},
+    {},
+    {"prescale": "always"},
+    {"range": "minmax"},
+    {"swap": "plus"},
+)
+"""Neither part, pre-scale only, mix only, both, the pre-scale as published, min-max grids, [+]."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,16 @@ class MpqdmConfig(MethodConfig):
     Attributes:
         prescale: `search` keeps the pre-scale where it lowers the output error, `always` is as published.
         alpha: exponent of the pre-scale (max|x| / max|w|)^alpha.
-        swap: `search` over 0, 10, ..., 50 % of the channels, or `off`.
+        swap: `search` over 0, 10, ..., 50 % of the channels, `off`, or `plus` for the [+] variant: a tenth of
+            the channels gets one bit more and none gives one up, so the mean is N + 0.1 (a reconstruction
+            from the sizes published for it).
         range: how the ends of a weight grid are found.
         act: activation ranges: `dynamic`, `static`, or `per_step` as in the published code.
     """
 
     prescale: Literal["search", "always", "never"] = "search"
     alpha: float = 0.5
-    swap: Literal["search", "off"] = "search"
+    swap: Literal["search", "off", "plus"] = "search"
     range: Literal["mse", "minmax"] = "mse"
     act: Literal["dynamic", "static", "per_step"] = "dynamic"
 
@@ -53,6 +65,10 @@ class MpqdmConfig(MethodConfig):
         """Check the exponent; raises ValueError."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is between 0 and 1, not {self.alpha}")
+
+    def mean_bits(self, bits: int) -> tuple[float, float]:
+        """Exactly N; up to N + 0.1 with `swap=plus` (layers of under ten channels raise none)."""
+        return float(bits), bits + (0.1 if self.swap == "plus" and bits < PLAIN_BITS else 0.0)
 
 
 @method(
@@ -62,6 +78,7 @@ class MpqdmConfig(MethodConfig):
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     needs_calibration=True,
     summary="kurtosis-driven N-1/N/N+1 channel mix, pre-scaled",
+    variants={"ablation": ABLATION, "plus": ({"swap": "plus"},)},
 )
 def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
     """Replace every target by the mix of widths with the least output error."""
@@ -70,14 +87,8 @@ def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
         sample = LayerSample(layer, job.stream().samples(target.name), SAMPLE_ROWS)
         scale = _choose_scale(job, target, layer, sample, config)
         weight = _scaled(layer, scale)
-        mix = best_mix(
-            weight,
-            target.w_bits,
-            lambda rows, bits: [round_uniform(rows, bits, ranges=config.range)],
-            sample.target,
-            sample.rows(scale, _scoring_act(job, target, scale, config)),
-            order=descending(pearson_kurtosis(weight)),
-            swap=config.swap == "search",
+        mix = _mix(
+            weight, target, sample, sample.rows(scale, _scoring_act(job, target, scale, config)), config
         )
         act = calibrated_quantizer(target, config.act, job.stream(), scale)
         job.replace(target.name, packed_layer(layer, mix.rows.pack(), act, smooth=scale))
@@ -87,6 +98,20 @@ def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
             prescale=scale is not None,
             gain=round(1 - mix.error / mix.unswapped, 4) if mix.unswapped > 0 else 0.0,
         )
+
+
+def _mix(
+    weight: Tensor, target: LayerTarget, sample: LayerSample, inputs: Tensor, config: MpqdmConfig
+) -> Mix:
+    order = descending(pearson_kurtosis(weight))
+
+    def rounder(rows: Tensor, bits: int) -> list[UniformRows | PlaneRows]:
+        return [round_uniform(rows, bits, ranges=config.range)]
+
+    if config.swap == "plus":
+        return raised_mix(weight, target.w_bits, rounder, sample.target, inputs, order=order)
+    swap = config.swap == "search"
+    return best_mix(weight, target.w_bits, rounder, sample.target, inputs, order=order, swap=swap)
 
 
 def _choose_scale(

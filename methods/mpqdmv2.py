@@ -39,6 +39,17 @@ SAMPLE_ROWS = 512
 PLANE_ITERATIONS = 5
 # Above this many bits binary planes gain nothing over a uniform grid and cost 2^bits levels to search.
 MAX_PLANES = 4
+ABLATION: tuple[dict[str, str], ...] = (
+    {"planes": "false", "rank": "0"},
+    {"rank": "0"},
+    {"planes": "false"},
+    {"weighting": "none"},
+    {"iterations": "0"},
+    {},
+    {"swap": "search"},
+    {"placement": "merged", "allow_merged": "true"},
+)
+"""Rounding only, planes only, branch only, plain SVD, no refinement, the default, with the mix, merged."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,10 @@ class Mpqdmv2Config(MethodConfig):
             diagonal, or nothing.
         damping: added to the second moment, relative to its mean diagonal.
         iterations: refinements: round what the branch leaves, refit the branch, keep the best.
+        placement: `side` keeps the branch beside the weight. `merged` adds it to the weight before rounding
+            and keeps nothing beside it, as distillation methods do with the factors they train; started from
+            the error this makes layers worse, so it is refused unless `allow_merged` is set.
+        allow_merged: run `placement=merged` all the same.
     """
 
     planes: bool = True
@@ -64,6 +79,8 @@ class Mpqdmv2Config(MethodConfig):
     weighting: Literal["full", "diagonal", "none"] = "full"
     damping: float = 0.05
     iterations: int = 4
+    placement: Literal["side", "merged"] = "side"
+    allow_merged: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers; raises ValueError."""
@@ -73,6 +90,10 @@ class Mpqdmv2Config(MethodConfig):
             raise ValueError(f"damping is above 0 and at most 10, not {self.damping}")
         if self.iterations < 0:
             raise ValueError(f"iterations is at least 0, not {self.iterations}")
+        if self.placement == "merged" and not self.allow_merged:
+            raise ValueError(
+                "placement=merged starts worse than no branch at all; set allow_merged=true to run it"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,7 @@ class _Fit:
     version=1,
     needs_calibration=True,
     reconstruction=True,
+    variants={"ablation": ABLATION},
     summary="uniform or binary-plane channels, error-initialised branch (reconstruction)",
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
@@ -111,7 +133,9 @@ def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
             swap=config.swap == "search",
         )
         rank = rank_rule(job.width, job.embedded) if config.rank is None else config.rank
-        fit = _fit(weight, mix, min(rank, *weight.shape), sample, inputs, config)
+        fit = (_merged if config.placement == "merged" else _fit)(
+            weight, mix, min(rank, *weight.shape), sample, inputs, config
+        )
         job.replace(target.name, packed_layer(layer, fit.rows.pack(), act, branch=fit.branch))
         job.note(
             target.name,
@@ -146,6 +170,17 @@ def _fit(
         if error < best.error:
             best = _Fit(rows, branch, error)
     return best
+
+
+def _merged(
+    weight: Tensor, mix: Mix, rank: int, sample: LayerSample, inputs: Tensor, config: Mpqdmv2Config
+) -> _Fit:
+    """Round the weight with the fit of its rounding error added to it."""
+    if not rank:
+        return _Fit(mix.rows, None, mix.error)
+    branch = LowRankBranch(*_decompose(weight - mix.rows.values(), rank, sample.plain, config))
+    rows = mix.rows.again(weight + branch.product())
+    return _Fit(rows, None, float(row_errors(sample.target, inputs, rows.values()).double().sum()))
 
 
 def _decompose(error: Tensor, rank: int, inputs: Tensor, config: Mpqdmv2Config) -> tuple[Tensor, Tensor]:

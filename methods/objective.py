@@ -55,7 +55,7 @@ class LayerSample:
         if smooth is not None:
             x = x / smooth.float().view(1, -1, *[1] * (x.dim() - 2))
         if act is not None:
-            x = act(x)
+            x = act(x, smooth)
         return x if self._patches is None else self._patches.gather(x)
 
 

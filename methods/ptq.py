@@ -38,7 +38,17 @@ class PtqConfig(MethodConfig):
 
 
 # Only static ranges read the calibration, but the runner records it before it knows the config.
-@method("ptq", PtqConfig, version=1, needs_calibration=True, summary="round to nearest, MSE ranges")
+@method(
+    "ptq",
+    PtqConfig,
+    version=1,
+    needs_calibration=True,
+    summary="round to nearest, MSE ranges",
+    variants={
+        "ranges": ({"range": "minmax"}, {"range": "percentile"}, {}),
+        "activations": ({}, {"act": "static"}, {"act": "per_step"}),
+    },
+)
 def quantize(job: QuantizeJob, config: PtqConfig) -> None:
     """Round every target's weight to its grid."""
     for target in job.targets:

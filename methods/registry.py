@@ -1,4 +1,4 @@
-"""The methods there are: built-in ones and those of other packages, found through entry points.
+"""The methods there are: built-in ones, and those of other packages, found through entry points.
 
 Every entry point of the group `harness.methods` names a module; importing it registers its methods by the
 decorator `harness.methods.contract.method`. A module that cannot be imported is remembered with its reason
@@ -20,7 +20,7 @@ from harness.errors import UserError, unknown
 from harness.methods.contract import MethodConfig, MethodSpec
 
 GROUP = "harness.methods"
-BUILT_IN = ("ptq", "nf4", "svdquant", "mpqdm", "mpqdmv2")
+BUILT_IN = ("ptq", "nf4", "svdquant", "mpqdm", "mpqdmv2", "gptq", "hqq", "adaround")
 
 _specs: dict[str, MethodSpec[Any]] = {}
 _broken: dict[str, str] = {}
@@ -43,8 +43,10 @@ def register(spec: MethodSpec[Any]) -> None:
 
 @cache
 def load_plugins() -> None:
-    """Import every module of the entry-point group once; failures go to `broken`."""
-    for point in sorted(entry_points(group=GROUP), key=lambda p: (_rank(p.name), p.value)):
+    """Import the built-in methods and every module of the entry-point group once; failures go to `broken`."""
+    own = [EntryPoint(name, f"harness.methods.{name}", GROUP) for name in BUILT_IN]
+    others = [point for point in entry_points(group=GROUP) if point not in own]
+    for point in (*own, *sorted(others, key=lambda p: (p.name, p.value))):
         _load(point)
 
 
@@ -97,6 +99,20 @@ def configure(name: str, overrides: Mapping[str, str]) -> MethodConfig:
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     return configured
+
+
+def variants(name: str, label: str) -> tuple[Mapping[str, str], ...]:
+    """Return the named set `label` of settings of method `name`, as `--set` would give them.
+
+    Raises:
+        UserError: no such method or set; the nearest are named.
+    """
+    sets = get(name).variants
+    if label in sets:
+        return sets[label]
+    raise (
+        unknown(f"set of {name}", label, sets) if sets else UserError(f"{name} has no named sets of settings")
+    )
 
 
 def _rank(name: str) -> tuple[int, str]:

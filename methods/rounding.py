@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.kernels.quantizers.grid import Grid
+from harness.kernels.quantizers.nvfp4 import Nvfp4Codes, dequantize_nvfp4, encode_nvfp4
 from harness.kernels.quantizers.ranges import SHRINK_STEPS, RangeRule
 from harness.kernels.quantizers.residual import (
     BinaryPlanes,
@@ -22,7 +23,13 @@ from harness.kernels.quantizers.uniform import (
     encode_uniform,
     quantize_uniform,
 )
-from harness.kernels.weights import BinaryPlanesWeight, PackedWeight, RowMixedWeight, UniformWeight
+from harness.kernels.weights import (
+    BinaryPlanesWeight,
+    Nvfp4Weight,
+    PackedWeight,
+    RowMixedWeight,
+    UniformWeight,
+)
 from harness.methods.contract import LayerTarget, QuantizeJob
 from harness.methods.layers import activation_quantizer, packed_layer, weight_matrix
 
@@ -80,6 +87,30 @@ class PlaneRows:
     def pack(self) -> PackedWeight:
         """Return the rows in packed storage."""
         return BinaryPlanesWeight.pack(self.codes)
+
+
+@dataclass(frozen=True)
+class Nvfp4Rows:
+    """Rows in NVFP4."""
+
+    codes: Nvfp4Codes
+
+    def values(self) -> Tensor:
+        """Return what the codes stand for: float32 [rows, cols]."""
+        return dequantize_nvfp4(self.codes)
+
+    def take(self, rows: Tensor) -> Nvfp4Rows:
+        """Return some of the rows (index or mask); the tensor's scale is that of all."""
+        return Nvfp4Rows(replace(self.codes, codes=self.codes.codes[rows], scale=self.codes.scale[rows]))
+
+    def again(self, weight: Tensor) -> Nvfp4Rows:
+        """Round another matrix of the same shape with the same scales."""
+        codes = encode_nvfp4(weight, self.codes.scale, self.codes.tensor_scale)
+        return Nvfp4Rows(replace(self.codes, codes=codes))
+
+    def pack(self) -> PackedWeight:
+        """Return the rows in packed storage."""
+        return Nvfp4Weight.pack(self.codes)
 
 
 @dataclass(frozen=True)

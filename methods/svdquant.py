@@ -3,40 +3,60 @@
     x W^T  is computed as  x1 (up down)^T + Q(x1) Q(R)^T,   x1 = x / s,   R = W * s - up down
 
 The smoothing vector is searched on the output error with branch and both quantizers in place, jointly for
-layers that share an input; the branch is then refined by alternating between it and the rounded residual.
+layers that share an input; the branch is then refined by alternating between it and the rounded residual,
+whose codes may be chosen by GPTQ in the end. Every part can be switched off: see `ABLATION`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from harness.kernels.activations import ActQuantizer
-from harness.kernels.branch import LowRankBranch
+from harness.kernels.quantizers import nvfp4
 from harness.kernels.quantizers.grid import Grid
-from harness.kernels.quantizers.ranges import SHRINK_STEPS, RangeRule
+from harness.kernels.quantizers.ranges import RangeRule
 from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
-from harness.methods.layers import (
-    activation_quantizer,
-    kernel_taps,
-    packed_layer,
-    per_column,
-    weight_matrix,
-)
-from harness.methods.lowrank import rank_rule, truncated_svd
-from harness.methods.objective import LayerSample, row_errors
-from harness.methods.rounding import PlaneRows, UniformRows, round_plain, round_uniform
+from harness.methods.hessian import DAMPING, HESSIAN_ROWS, round_with_feedback, second_moment
+from harness.methods.layers import activation_quantizer, kernel_taps, packed_layer, weight_matrix
+from harness.methods.lowrank import rank_rule
+from harness.methods.objective import LayerSample
+from harness.methods.rounding import UniformRows, round_plain
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
+from harness.methods.split import Inputs, Piece, Split, refine, remainder, stack, trial_error, with_residual
 
 SAMPLE_ROWS = 512
 PUBLISHED_BITS = 4
-# The smoothing search compares candidates on some output channels and with a coarse search of the ranges.
-TRIAL_CHANNELS = 32
-TRIAL_STEPS = 16
+SHIFTS = {"gelu": 0.171875, "silu": 0.2734375}
+"""Published constants that make the outputs of these functions non-negative (SiLU's but for 0.005)."""
+
+_NAIVE = {"grid": "1", "rank": "0", "iterations": "0"}
+ABLATION: tuple[dict[str, str], ...] = (
+    _NAIVE,
+    {"rank": "0", "iterations": "0"},
+    {"grid": "1", "iterations": "0"},
+    {"iterations": "0"},
+    {},
+    {"rounding": "gptq"},
+)
+"""Naive, smoothing only, branch only, both, with refinement, with GPTQ."""
+PUBLISHED = (
+    {
+        "grid": "39",
+        "iterations": "100",
+        "early_stop": "true",
+        "rescale": "true",
+        "svd": "exact",
+        "shared": "true",
+        "unsigned": "true",
+        "conv": "false",
+    },
+)
+"""The paper's algorithm with the settings of its code, at the rank of the rank rule."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,18 @@ class SvdquantConfig(MethodConfig):
         range: how the ends of a group's grid are found; `auto` is `minmax` from 4 bits up as published, `mse`
             below.
         conv: whether convolutions get a branch too, or only the group-quantized weight as published.
+        early_stop: end refining at the first step that is no better, as published, or take all of them.
+        rescale: whether each refinement finds the residual's ranges anew, as published.
+        svd: `exact` in float64 as published, `randomized` (`torch.svd_lowrank`), or `auto`: exact for small
+            matrices, a block power iteration for large ones.
+        shared: whether q, k and v (or k and v) of one attention get one branch with a common down factor, as
+            published, or one each.
+        unsigned: whether inputs behind GELU or SiLU are shifted to be non-negative and quantized without a
+            sign, as published.
+        rounding: codes of the residual: `nearest`, or `gptq` on the second moment of the quantized inputs.
+        damping: of that second moment, relative to its mean diagonal.
+        format: `int`, or `nvfp4` for 4-bit residuals and 4-bit inputs of linear layers; then `group`,
+            `residual`, `range` and `unsigned` mean nothing there, and GPTQ is not defined.
     """
 
     rank: int | None = None
@@ -62,6 +94,14 @@ class SvdquantConfig(MethodConfig):
     residual: Literal["auto", "narrow", "midrise", "asymmetric"] = "auto"
     range: Literal["auto", "mse", "minmax"] = "auto"
     conv: bool = True
+    early_stop: bool = False
+    rescale: bool = False
+    svd: Literal["auto", "exact", "randomized"] = "auto"
+    shared: bool = False
+    unsigned: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    damping: float = DAMPING
+    format: Literal["int", "nvfp4"] = "int"
 
     def __post_init__(self) -> None:
         """Check the numbers; raises ValueError."""
@@ -72,6 +112,10 @@ class SvdquantConfig(MethodConfig):
             raise ValueError(f"iterations is at least 0, not {self.iterations}")
         if self.group < 2:
             raise ValueError(f"group is at least 2, not {self.group}")
+        if not 0 < self.damping <= 10:
+            raise ValueError(f"damping is above 0 and at most 10, not {self.damping}")
+        if self.format == "nvfp4" and self.rounding == "gptq":
+            raise ValueError("gptq needs a uniform grid, which format=nvfp4 does not have")
 
     def residual_grid(self, bits: int) -> Grid:
         """Return the grid of a residual of `bits` bits."""
@@ -86,53 +130,13 @@ class SvdquantConfig(MethodConfig):
         return "minmax" if bits >= PUBLISHED_BITS else "mse"
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """One layer on its way through the method.
-
-    Attributes:
-        target: what it is.
-        layer: the float layer.
-        weight: its matrix.
-        wanted: what should come out on the samples, [n, rows].
-        rank: rank of its branch; 0 for none.
-    """
-
-    target: LayerTarget
-    layer: nn.Linear | nn.Conv2d
-    weight: Tensor
-    wanted: Tensor
-    rank: int
-
-    def scaled(self, smooth: Tensor | None) -> Tensor:
-        """Return the weight with its input channels multiplied by `smooth`."""
-        return self.weight if smooth is None else self.weight * per_column(smooth, kernel_taps(self.layer))
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A weight as branch plus rounded residual, with the output error."""
-
-    branch: LowRankBranch | None
-    residual: UniformRows | PlaneRows
-    error: float
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Samples of one input tensor under one smoothing, as the branch and the residual see them: [n, cols]."""
-
-    smooth: Tensor | None
-    exact: Tensor
-    quantized: Tensor
-
-
 @method(
     "svdquant",
     SvdquantConfig,
     version=1,
     needs_calibration=True,
     summary="smoothing + low-rank branch + group 64",
+    variants={"ablation": ABLATION, "published": PUBLISHED},
 )
 def quantize(job: QuantizeJob, config: SvdquantConfig) -> None:
     """Replace every target; layers with one input are smoothed together."""
@@ -145,107 +149,96 @@ def quantize(job: QuantizeJob, config: SvdquantConfig) -> None:
 def _quantize_group(job: QuantizeJob, targets: list[LayerTarget], config: SvdquantConfig) -> None:
     sample = LayerSample(job.layer(targets[0].name), job.stream().samples(targets[0].name), SAMPLE_ROWS)
     pieces = [_piece(job, target, sample, config) for target in targets]
+    if config.shared:
+        runs = groupby(pieces, key=lambda piece: piece.targets[0].role.rpartition(".")[0])
+        pieces = [stack(list(run)) for _, run in runs]
     inputs, exponents = _search_smoothing(job, pieces, sample, config)
     for piece in pieces:
-        best = _refine(piece, inputs, config)
-        packed = packed_layer(
-            piece.layer, best.residual.pack(), _act(piece.target), smooth=inputs.smooth, branch=best.branch
-        )
-        job.replace(piece.target.name, packed)
-        job.note(
-            piece.target.name,
-            rank=piece.rank,
-            alpha=round(exponents[0], 4),
-            beta=round(exponents[1], 4),
-            residual=config.residual_grid(piece.target.w_bits),
-        )
+        best = refine(piece, inputs, config)
+        if config.rounding == "gptq":
+            best = _with_feedback(job, piece, inputs, best, config)
+        _replace(job, piece, best, inputs, config)
+        for target in piece.targets:
+            job.note(
+                target.name,
+                rank=piece.rank,
+                alpha=round(exponents[0], 4),
+                beta=round(exponents[1], 4),
+                residual="nvfp4" if config.format == "nvfp4" else config.residual_grid(target.w_bits),
+            )
 
 
-def _piece(job: QuantizeJob, target: LayerTarget, sample: LayerSample, config: SvdquantConfig) -> _Piece:
+def _piece(job: QuantizeJob, target: LayerTarget, sample: LayerSample, config: SvdquantConfig) -> Piece:
     layer = job.layer(target.name)
     weight = weight_matrix(layer)
     rank = rank_rule(job.width, job.embedded) if config.rank is None else config.rank
     if isinstance(layer, nn.Conv2d) and not config.conv:
         rank = 0
-    return _Piece(target, layer, weight, F.linear(sample.plain, weight), min(rank, *weight.shape))
+    wanted = F.linear(sample.plain, weight)
+    return Piece((target,), (layer,), weight, wanted, min(rank, *weight.shape))
 
 
-def _act(target: LayerTarget) -> ActQuantizer | None:
-    """Dynamic: symmetric per token and 64 channels up to 4 bits (as published), per token above."""
-    if target.a_bits <= 4:
+def _act(target: LayerTarget, config: SvdquantConfig) -> ActQuantizer | None:
+    """Dynamic: symmetric per token and 64 channels up to 4 bits (as published), per token above.
+
+    With `unsigned`, inputs behind an activation function are on a grid of all 2^b levels from its minimum up.
+    """
+    low = target.a_bits <= PUBLISHED_BITS
+    if config.format == "nvfp4" and target.a_bits == nvfp4.BITS and target.kind == "linear":
+        return ActQuantizer(nvfp4.BITS, "group", "dynamic", True, group=nvfp4.GROUP, format="nvfp4")
+    if config.unsigned and target.after and target.a_bits < 16:
+        shift = SHIFTS[target.after]
+        if target.kind == "conv2d":
+            return ActQuantizer(target.a_bits, "tensor", "dynamic", True, shift=shift)
+        return ActQuantizer(target.a_bits, "group" if low else "token", "dynamic", True, shift=shift)
+    if low:
         return activation_quantizer(target, symmetric=target.kind == "linear", group=64)
     return activation_quantizer(target)
 
 
 def _search_smoothing(
-    job: QuantizeJob, pieces: list[_Piece], sample: LayerSample, config: SvdquantConfig
-) -> tuple[_Inputs, tuple[float, float]]:
+    job: QuantizeJob, pieces: list[Piece], sample: LayerSample, config: SvdquantConfig
+) -> tuple[Inputs, tuple[float, float]]:
     """Pick the exponents with the least output error of the group, on some of its output channels."""
-    target = pieces[0].target
-    taps = kernel_taps(pieces[0].layer)
+    target = pieces[0].targets[0]
+    taps = kernel_taps(pieces[0].layers[0])
     w_absmax = input_channel_absmax([p.weight for p in pieces], taps)
     best, chosen, least = None, (0.0, 0.0), float("inf")
     for alpha, beta in smoothing_grid(config.grid):
         smooth = None
         if alpha or beta:
             smooth = smoothing_scale(job.stream().absmax(target.name), w_absmax, alpha, beta)
-        inputs = _Inputs(smooth, sample.rows(smooth), sample.rows(smooth, _act(target)))
+        inputs = Inputs(smooth, sample.rows(smooth), sample.rows(smooth, _act(target, config)))
         if config.grid == 1:
             return inputs, chosen
-        error = sum(_trial_error(piece, inputs, config) for piece in pieces)
+        error = sum(trial_error(piece, inputs, config) for piece in pieces)
         if best is None or error < least:
             best, chosen, least = inputs, (alpha, beta), error
     assert best is not None
     return best, chosen
 
 
-def _trial_error(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> float:
-    """Output error of a one-shot split, on a fixed share of the output channels."""
-    rows = torch.linspace(0, len(piece.weight) - 1, min(len(piece.weight), TRIAL_CHANNELS)).long()
-    weight = piece.scaled(inputs.smooth)
-    branch = _branch(weight, piece.rank, fast=True)
-    part = None if branch is None else LowRankBranch(branch.down, branch.up[rows])
-    residual = _round(_remainder(weight[rows], part), piece, config, steps=TRIAL_STEPS)
-    return _error(piece.wanted[:, rows], inputs, part, residual) * len(piece.weight) / len(rows)
+def _with_feedback(
+    job: QuantizeJob, piece: Piece, inputs: Inputs, best: Split, config: SvdquantConfig
+) -> Split:
+    """Choose the codes of the residual by GPTQ, on as many inputs as the calibration holds."""
+    target = piece.targets[0]
+    sample = LayerSample(piece.layers[0], job.stream().samples(target.name), HESSIAN_ROWS)
+    hessian = second_moment(sample.rows(inputs.smooth, _act(target, config)))
+    left = remainder(piece.scaled(inputs.smooth), best.branch)
+    if not isinstance(best.residual, UniformRows):
+        raise TypeError("gptq needs a uniform grid")
+    codes = round_with_feedback(left, best.residual, hessian, damping=config.damping)
+    return with_residual(best, codes, piece, inputs)
 
 
-def _refine(piece: _Piece, inputs: _Inputs, config: SvdquantConfig) -> _Split:
-    """Fit the branch to what the codes leave, round what the branch leaves, and so on; keep the best.
-
-    The residual keeps the scales of its first rounding, which a branch of small rank hardly changes.
-    """
-    weight = piece.scaled(inputs.smooth)
-    branch = _branch(weight, piece.rank)
-    residual = _round(_remainder(weight, branch), piece, config)
-    best = _Split(branch, residual, _error(piece.wanted, inputs, branch, residual))
-    for _ in range(config.iterations if branch is not None else 0):
-        branch = _branch(weight - residual.values(), piece.rank)
-        residual = residual.again(_remainder(weight, branch))
-        error = _error(piece.wanted, inputs, branch, residual)
-        if error < best.error:
-            best = _Split(branch, residual, error)
-    return best
-
-
-def _branch(matrix: Tensor, rank: int, *, fast: bool = False) -> LowRankBranch | None:
-    return LowRankBranch(*truncated_svd(matrix, rank, fast=fast)) if rank else None
-
-
-def _remainder(weight: Tensor, branch: LowRankBranch | None) -> Tensor:
-    return weight if branch is None else weight - branch.product()
-
-
-def _round(
-    matrix: Tensor, piece: _Piece, config: SvdquantConfig, *, steps: int = SHRINK_STEPS
-) -> UniformRows | PlaneRows:
-    bits = piece.target.w_bits
-    grid, ranges = config.residual_grid(bits), config.residual_range(bits)
-    return round_uniform(matrix, bits, group=config.group, grid=grid, ranges=ranges, steps=steps)
-
-
-def _error(
-    wanted: Tensor, inputs: _Inputs, branch: LowRankBranch | None, residual: UniformRows | PlaneRows
-) -> float:
-    if branch is not None:
-        wanted = wanted - branch(inputs.exact)
-    return float(row_errors(wanted, inputs.quantized, residual.values()).double().sum())
+def _replace(job: QuantizeJob, piece: Piece, best: Split, inputs: Inputs, config: SvdquantConfig) -> None:
+    start = 0
+    for target, layer in zip(piece.targets, piece.layers, strict=True):
+        end = start + len(layer.weight)
+        branch, residual = best.rows(start, end)
+        packed = packed_layer(
+            layer, residual.pack(), _act(target, config), smooth=inputs.smooth, branch=branch
+        )
+        job.replace(target.name, packed)
+        start = end

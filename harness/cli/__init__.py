@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.checking import check_method_command
 from harness.cli.converting import convert_command
 from harness.cli.doctor import doctor_command
 from harness.cli.fetch import fetch_command
@@ -48,6 +49,9 @@ app.command("fetch", help="Download the prompt files a protocol needs, with a ma
 app.command("leaks", help="Count what calibration and evaluation prompts have in common.")(leaks_command)
 app.command("doctor", help="Say what this machine can measure, and whether it does so right.")(doctor_command)
 app.command("gate", help="Compare a run with a baseline: pass, fail or undecided.")(gate_command)
+app.command("check-method", help="Try a method on a tiny UNet and DiT: determinism, bits, bytes, error.")(
+    check_method_command
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -43,6 +43,7 @@ def _methods() -> list[dict[str, Any]]:
             "needs_calibration": spec.needs_calibration,
             "reconstruction": spec.reconstruction,
             "settings": asdict(registry.configure(spec.name, {})),
+            "variants": {label: [dict(member) for member in sets] for label, sets in spec.variants.items()},
             "summary": spec.summary,
         }
         for spec in specs

@@ -23,7 +23,9 @@ def _split(text: str) -> tuple[str, ...]:
 
 def run_command(
     models: Annotated[str, typer.Option(help="Models, by comma; `all` for those that ship.")] = "all",
-    methods: Annotated[str, typer.Option(help="Methods, by comma, or `all`.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Methods, by comma, or `all`; NAME:SET for a named set of settings.")
+    ] = "all",
     bits: Annotated[str, typer.Option(help="Weight bits (2,3,4) or both (w4a4,w3a6).")] = "2,3,4",
     act_bits: Annotated[
         int | None, typer.Option(help="Activation bits beside plain weight bits.  [default: 8]")

@@ -271,8 +271,25 @@ def targets(
         if w == UNQUANTIZED_BITS:
             continue
         kind: LayerKind = "linear" if isinstance(denoiser.get_submodule(name), nn.Linear) else "conv2d"
-        found.append(LayerTarget(name, role, kind, w, a, input_group(name, role)))
+        after = activation_before(denoiser, name, role)
+        found.append(LayerTarget(name, role, kind, w, a, input_group(name, role), after))
     return tuple(found)
+
+
+def activation_before(denoiser: nn.Module, name: str, role: str) -> Literal["", gelu, silu]:
+    """Return the activation function whose output a layer reads; empty when there is none.
+
+    The second linear layer of a feed-forward block reads the output of its first module, which is GELU unless
+    it is gated; a convolution of a residual block reads the block's nonlinearity.
+    """
+    if role == "ffn.down":
+        first = denoiser.get_submodule(f"{name.rpartition('.')[0]}.0")
+        # torch's and diffusers' class of that name; GEGLU multiplies by a gate of either sign.
+        return "gelu" if type(first).__name__ == "GELU" else ""
+    if role == "conv.res":
+        block = denoiser.get_submodule(name.rpartition(".")[0])
+        return "silu" if isinstance(getattr(block, "nonlinearity", None), nn.SiLU) else ""
+    return ""
 
 
 def hidden_width(denoiser: Any) -> int:

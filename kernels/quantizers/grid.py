@@ -1,10 +1,11 @@
 """The uniform grids: what a code means, and which code a value gets.
 
-All three are one affine family, `value = (code - offset) * scale`:
+All are one affine family, `value = (code - offset) * scale`:
 
 | grid | offset | codes | levels |
 |---|---|---|---|
 | `asymmetric` | an integer zero point in 0..2^b-1 | 0..2^b-1 | 2^b, zero among them |
+| `affine` | a float16 zero point | 0..2^b-1 | 2^b, zero among them only by chance |
 | `narrow` | 2^(b-1) | 1..2^b-1 | 2^b - 1, symmetric, zero among them |
 | `midrise` | (2^b-1)/2 | 0..2^b-1 | 2^b, symmetric, none of them zero |
 
@@ -12,7 +13,7 @@ All three are one affine family, `value = (code - offset) * scale`:
 
 A scale is stored in 16 bits, and codes are chosen for the stored scale. Since a scale then has 11 significant
 bits and `code - offset` at most 9, decoding in float32 is exact: every backend that multiplies in float32
-agrees bit for bit.
+agrees bit for bit. (`affine` offsets have 11 bits of their own: there the product is rounded once.)
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Grid = Literal["asymmetric", "narrow", "midrise"]
+Grid = Literal["asymmetric", "narrow", "midrise", "affine"]
 GRIDS: tuple[str, ...] = get_args(Grid)
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16: a scale of a non-zero group is never rounded to nothing."""
 LARGEST_SCALE = 65504.0
+ZERO_POINTS: dict[str, torch.dtype] = {"asymmetric": torch.uint8, "affine": torch.float16}
+"""How the grids with stored zero points store them."""
 
 
 def check_grid(bits: int, grid: str) -> None:
@@ -72,17 +75,18 @@ def grid_parameters(lo: Tensor, hi: Tensor, bits: int, grid: Grid) -> tuple[Tens
         grid: which grid.
 
     Returns:
-        The scale as stored (float16) and the zero point (uint8), None for the symmetric grids.
-        An `asymmetric` range is extended to include zero. A range of nothing but zero has scale 0.
+        The scale as stored (float16) and the zero point (uint8, or float16 for `affine`), None for the
+        symmetric grids. A range with a zero point is extended to include zero. A range of nothing but zero
+        has scale 0.
     """
     levels = 2**bits - 1
-    if grid != "asymmetric":
+    if grid not in ZERO_POINTS:
         absmax = torch.maximum(lo.abs(), hi.abs())
         return half_scale(absmax / (2 ** (bits - 1) - 1) if grid == "narrow" else absmax * (2 / levels)), None
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     scale = half_scale(hi / levels - lo / levels)
-    zero = (-lo / safe_divisor(scale)).round_().clamp_(0, levels)
-    return scale, zero.to(torch.uint8)
+    zero = (-lo / safe_divisor(scale)).clamp_(0, levels)
+    return scale, zero.to(torch.float16) if grid == "affine" else zero.round_().to(torch.uint8)
 
 
 def encode(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, grid: Grid) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.kernels.quantizers.grid import (
+    ZERO_POINTS,
     Grid,
     check_grid,
     code_range,
@@ -81,7 +82,7 @@ def mse(
     if not 1 <= steps <= 100:
         raise ValueError(f"the shrink search takes 1 to 100 steps, not {steps}")
     lo, hi = minmax(x)
-    if grid == "asymmetric":
+    if grid in ZERO_POINTS:
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     # At 80 steps exactly k/100.
     shrink = 1 - torch.arange(steps, dtype=torch.float32, device=x.device) * SHRINK_STEPS / steps / 100

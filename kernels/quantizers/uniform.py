@@ -24,7 +24,7 @@ class UniformCodes:
     Attributes:
         codes: uint8 [rows, cols].
         scale: float16 [rows, groups]; [1, 1] for one scale per tensor.
-        zero: uint8 zero points of the shape of `scale`, None for the symmetric grids.
+        zero: zero points of the shape of `scale`, uint8 (float16 for `affine`); None for the symmetric grids.
     """
 
     codes: Tensor

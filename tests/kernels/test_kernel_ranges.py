@@ -30,6 +30,9 @@ def error_of(x: np.ndarray, lo: float, hi: float, bits: int, grid: Grid, power: 
         scale = np.float64(np.float16((hi - lo) / top))
         zero = min(max(np.round(-lo / scale), 0), top)
         levels = (np.arange(top + 1) - zero) * scale
+    elif grid == "affine":
+        scale = np.float64(np.float16((hi - lo) / top))
+        levels = (np.arange(top + 1) - np.float64(np.float16(min(max(-lo / scale, 0), top)))) * scale
     elif grid == "narrow":
         scale = np.float64(np.float16(max(-lo, hi) / (2 ** (bits - 1) - 1)))
         levels = np.arange(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)) * scale

@@ -73,6 +73,7 @@ def test_traits_of_the_built_in_methods() -> None:
     assert registry.get("nf4").weight_only
     assert registry.get("nf4").act_bits == (16,)
     assert [n for n in registry.BUILT_IN if registry.get(n).reconstruction] == ["mpqdmv2"]
+    assert [n for n in registry.BUILT_IN if not registry.get(n).in_all] == ["gptq", "hqq", "adaround"]
     for name in ("svdquant", "mpqdm", "mpqdmv2"):
         assert registry.get(name).needs_calibration
     for name in registry.BUILT_IN:

@@ -1,4 +1,4 @@
-"""The five methods on small layers: what they promise, and that nothing breaks them."""
+"""The built-in methods on small layers: what they promise, and that nothing breaks them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.kernels.layers import PackedConv2d, PackedLinear
 from harness.kernels.weights import BinaryPlanesWeight, NormalFloatWeight, RowMixedWeight, UniformWeight
 from harness.methods import registry
 
-METHODS = ("ptq", "nf4", "svdquant", "mpqdm", "mpqdmv2")
+METHODS = registry.BUILT_IN
 BITS = (2, 3, 4)
 
 

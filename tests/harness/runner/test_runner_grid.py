@@ -133,6 +133,26 @@ def test_settings_make_a_variant_of_their_own(toy):
     assert toy.trace() == []
 
 
+def test_a_named_set_runs_every_member_once_and_keeps_what_a_member_says(toy):
+    toy.run(methods=("fine:sizes",), bits="4")
+    assert sorted(key[2] for key in toy.cells() if key[1] == "fine") == ["default", "group=32"]
+    toy.run(methods=("fine:sizes",), bits="4", settings=("fine.group=128",))
+    variants = {key[2] for key in toy.cells() if key[1] == "fine"}
+    assert variants == {"group=32", "default", "group=128"}
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("fine:size", r"unknown set of fine 'size'; did you mean sizes\?"),
+        ("fin:sizes", "unknown method 'fin'"),
+    ],
+)
+def test_an_unknown_set_is_the_users_mistake(toy, method, message):
+    with pytest.raises(UserError, match=message):
+        toy.run(methods=(method,))
+
+
 def test_changed_metrics_reduce_again_without_generating(toy, monkeypatch):
     toy.run()
     before = toy.results()

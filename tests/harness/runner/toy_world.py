@@ -166,6 +166,11 @@ class ToyWorld:
             fingerprint="source",
         )
 
+    def variants(self, name, label):
+        if (name, label) != ("fine", "sizes"):
+            raise unknown(f"set of {name}", label, ["sizes"])
+        return ({"group": "32"}, {}, {"group": "64"})
+
     def dataset(self, name):
         sets = {
             "scenes": ToySet("scenes"),

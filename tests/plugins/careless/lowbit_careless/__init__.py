@@ -1,0 +1,1 @@
+"""A method that breaks its promises: for testing that they are checked."""
