@@ -176,7 +176,7 @@ class ActQuantizer(StoredModule):
         schedule = None if self.step_index is None else self.step_index.steps
         if schedule not in {None, self.steps}:
             raise RuntimeError(
-                f"activation ranges for a schedule of {self.steps} steps on one of {schedule}: quantize for it"
+                f"activation ranges of a schedule of {self.steps} steps on one of {schedule}; quantize anew"
             )
         if not 0 <= step < self.steps:
             raise RuntimeError(f"step {step} of a per-step activation quantizer with {self.steps} steps")

@@ -193,6 +193,15 @@ def test_a_student_computes_what_the_packed_layer_does_before_and_after_training
             assert not torch.equal(trained[name], before.get_submodule(name)(given[name])), name
 
 
+def test_another_schedule_is_refused():
+    act = ActQuantizer(4, "tensor", "per_step", range=torch.tensor([[-1.0, 1.0]] * 4))
+    act.step_index = StepIndex(1, steps=4)
+    act(torch.zeros(1, 2))
+    act.step_index = StepIndex(1, steps=2)
+    with pytest.raises(RuntimeError, match="schedule of 4 steps on one of 2"):
+        act(torch.zeros(1, 2))
+
+
 def test_lora_is_merged_before_rounding():
     done = job("mpqdm", 3)
     originals = {target.name: done.layer(target.name) for target in done.targets}
