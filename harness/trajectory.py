@@ -113,7 +113,8 @@ class _Recorder:
             raise ValueError(f"{rows} rows of the denoiser for {self._count} prompts")
 
         def by_trajectory(values: Tensor) -> Tensor:
-            return values.unflatten(0, (halves, self._count)).transpose(0, 1).contiguous()
+            split = values.reshape(halves, self._count, *values.shape[1:])
+            return split.transpose(0, 1).contiguous()
 
         def stacked(values: list[Tensor]) -> Tensor:
             return torch.stack([by_trajectory(v) for v in values], dim=2)

@@ -24,7 +24,7 @@ from harness.kernels.quantizers.residual import (
     nearest_codes,
     plane_signs,
 )
-from harness.kernels.quantizers.uniform import Group, UniformCodes, blocks, encode_uniform
+from harness.kernels.quantizers.uniform import UniformCodes, blocks, encode_uniform
 from harness.kernels.weights import BinaryPlanesWeight, PackedWeight, RowMixedWeight, UniformWeight
 
 
@@ -42,7 +42,7 @@ class _Stored(torch.autograd.Function):
 
 def stored_value(learned: Tensor, stored: Tensor) -> Tensor:
     """Return `stored` as float32; its gradient goes to `learned` unchanged."""
-    return cast(Tensor, _Stored.apply(learned, stored))
+    return cast(Tensor, _Stored.apply(learned, stored))  # type: ignore[no-untyped-call]
 
 
 class _Uniform(torch.autograd.Function):
@@ -92,7 +92,7 @@ def round_learned(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, grid
         bits: width of a code.
         grid: which grid.
     """
-    return cast(Tensor, _Uniform.apply(x, scale, zero, bits, grid))
+    return cast(Tensor, _Uniform.apply(x, scale, zero, bits, grid))  # type: ignore[no-untyped-call]
 
 
 class _Planes(torch.autograd.Function):
@@ -119,7 +119,7 @@ class _Planes(torch.autograd.Function):
 
 def round_learned_planes(x: Tensor, alphas: Tensor) -> Tensor:
     """Round rows [rows, cols] to binary planes of stored alphas [rows, planes] (float32), with gradients."""
-    return cast(Tensor, _Planes.apply(x, alphas))
+    return cast(Tensor, _Planes.apply(x, alphas))  # type: ignore[no-untyped-call]
 
 
 class UniformGrid(nn.Module):
@@ -133,7 +133,7 @@ class UniformGrid(nn.Module):
     def __init__(self, weight: UniformWeight) -> None:
         """Start from the parameters of a packed weight."""
         super().__init__()
-        self.bits, self.grid, self.group = weight.bits, weight.grid, cast(Group, weight.group)
+        self.bits, self.grid, self.group = weight.bits, weight.grid, weight.group
         self.scale = nn.Parameter(weight.scale.to(torch.float32, copy=True))
         zero = weight.zero
         self.zero = None if zero is None else nn.Parameter(zero.to(torch.float32, copy=True))
@@ -230,14 +230,14 @@ class MixedGrid(nn.Module):
             ValueError: it is of a kind whose parameters are not learned.
         """
         super().__init__()
-        mixed = isinstance(weight, RowMixedWeight)
-        packed = [cast(PackedWeight, part) for part in weight.parts] if mixed else [weight]
-        self.parts = nn.ModuleList([_grid_of(part) for part in packed])
-        self.row_part: Tensor | None = None
-        if mixed:
+        self.row_part: Tensor | None
+        packed, self.row_part = [weight], None
+        if isinstance(weight, RowMixedWeight):
+            packed = [cast(PackedWeight, part) for part in weight.parts]
             self.row_part = weight.row_part.clone()
             self._order = torch.argsort(self.row_part, stable=True)
             self._back = torch.argsort(self._order)
+        self.parts = nn.ModuleList([_grid_of(part) for part in packed])
 
     def grids(self) -> list[UniformGrid | PlaneGrid]:
         """Return the grids in order."""
@@ -248,7 +248,7 @@ class MixedGrid(nn.Module):
         if self.row_part is None:
             return [matrix]
         counts = torch.bincount(self.row_part.to(torch.int64), minlength=len(self.parts)).tolist()
-        return list(matrix[self._order].split(counts))
+        return list(torch.split(matrix[self._order], counts))
 
     def forward(self, matrix: Tensor) -> Tensor:
         """Round a matrix float32 [rows, cols], every row on its grid."""

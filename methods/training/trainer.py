@@ -201,8 +201,8 @@ class _Training:
         weight = RELATION_WEIGHT[kind] if weight is None else weight
         ours, theirs = as_pixels(features), as_pixels(theirs)
         if kind == "smoothed":
-            images = (-1, batch.layout[2])
-            return weight * smoothed_relation(ours.unflatten(0, images), theirs.unflatten(0, images))
+            images = (-1, batch.layout[2], *ours.shape[1:])
+            return weight * smoothed_relation(ours.reshape(images), theirs.reshape(images))
         if self._queue is None or self._queue.empty():
             return features.new_zeros(())
         memory = self._queue.contrast(CONTRAST_PIXELS)

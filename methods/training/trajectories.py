@@ -182,8 +182,9 @@ def guided(predictions: Tensor, layout: tuple[int, int, int], guidance: float, c
     Returns:
         float32 [trajectories * steps, channels, ...].
     """
-    split = predictions.float().unflatten(0, layout)
+    split = predictions.float().reshape(*layout, *predictions.shape[1:])
     if predictions.dim() > 3:
         split = split[:, :, :, :channels]
     combined = split[:, 0] if layout[1] == 1 else split[:, 0] + guidance * (split[:, 1] - split[:, 0])
-    return combined.flatten(0, 1)
+    flat: Tensor = combined.flatten(0, 1)
+    return flat
