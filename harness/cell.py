@@ -247,13 +247,15 @@ def _quantize(session: Session, job: Job) -> None:
         raise ValueError("the reference is not quantized")
     calibration = None if job.cell.calibration is None else job.store.calibration(job.cell.calibration)
     bits = job.cell.bits
-    seconds = session.quantize(job.cell.method, (bits.weight, bits.act), calibration)
+    workspace = job.files.training
+    seconds = session.quantize(job.cell.method, (bits.weight, bits.act), calibration, workspace)
     note: dict[str, Any] = {"quantize_s": round(seconds, 4)}
 
     def fill(folder: Path) -> None:
         note.update(finite(asdict(session.save(folder))))
 
     job.files.write_checkpoint(fill, lambda: note)
+    job.files.drop_training_state()
 
 
 def _generate_block(world: World, session: Session, job: Job, prompts: Sequence[Prompt]) -> Block:

@@ -96,7 +96,8 @@ def tracked_steps(pipeline: Any, card: ModelCard, index: StepIndex) -> Iterator[
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timestep = signature.bind(*args, **kwargs).arguments["timestep"]
-        index.value = step_of(schedule(pipeline, card), timestep)
+        timesteps = schedule(pipeline, card)
+        index.value, index.steps = step_of(timesteps, timestep), len(timesteps)
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         _require_finite(_first_tensor(output), f"the prediction at step {index.value}")

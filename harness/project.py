@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from harness.models.card import ModelCard
     from harness.reports.record import Metric
 
-_GENERATING = ("harness.generate", "harness.calibrate", "harness.noise", "harness.models.load")
+_GENERATING = (
+    "harness.generate",
+    "harness.calibrate",
+    "harness.trajectory",
+    "harness.noise",
+    "harness.models.load",
+)
 _JUDGING = ("harness.reduce", "harness.datasets.scenes.recogniser")
 _STORING = ("harness.kernels.checkpoint", "harness.kernels.ledger")
 _EMBEDDED_SECONDS_PER_IMAGE = 0.6
@@ -108,6 +114,7 @@ class ModelSession:
         self._seed = int(setting.protocol["seed"])
         self._policy = str(setting.protocol.get("policy", "harness"))
         self._device = setting.device
+        self._dataset, self._data_paths = setting.dataset, setting.data_paths
         dtype = getattr(torch, setting.protocol["dtype"])
         self._pipeline = load_pipeline(self._card, setting.model.path, setting.device, dtype)
         self._reference: Any = None
@@ -117,6 +124,13 @@ class ModelSession:
     @property
     def _denoiser(self) -> Any:
         return getattr(self._pipeline, self._card.denoiser)
+
+    def _training_prompts(self, count: int) -> Sequence[Prompt]:
+        """Return prompts that no image of the evaluation is made from; fewer if the set has fewer."""
+        from harness.datasets import registry
+
+        name = self._dataset
+        return registry.get(name).calibration(count, self._data_paths.get(name))
 
     def calibrate(self, prompts: Sequence[Prompt], path: Path) -> None:
         """Record the input statistics of every layer the policy may quantize."""
@@ -128,12 +142,15 @@ class ModelSession:
         stream = record_calibration(self._pipeline, self._card, names, list(prompts), self._seed, budget)
         stream.save(path)
 
-    def quantize(self, method: MethodFacts, bits: tuple[int, int], calibration: Path | None) -> float:
+    def quantize(
+        self, method: MethodFacts, bits: tuple[int, int], calibration: Path | None, workspace: Path
+    ) -> float:
         """Run the method, check what it put in the place of the targets, return its seconds."""
         from harness.calibrate import Calibration
         from harness.methods import registry
         from harness.methods.contract import QuantizeJob
         from harness.models.roles import hidden_width, targets
+        from harness.trajectory import PipelineTeacher
 
         self._targets = targets(self._card, self._denoiser, *bits, self._policy)
         job = QuantizeJob(
@@ -145,6 +162,8 @@ class ModelSession:
             width=hidden_width(self._denoiser),
             embedded=self._card.embedded,
             seed=self._seed,
+            teacher=PipelineTeacher(self._pipeline, self._card, self._training_prompts, self._seed),
+            workspace=workspace,
         )
         config = registry.configure(method.name, method.overrides)
         started = time.perf_counter()

@@ -42,6 +42,8 @@ SCHEMA = 1
 _LEFTOVER = re.compile(r"\.lock|\.run\.json\.\d+\.tmp")
 _LOCK_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 FEATURES = "features.safetensors"
+TRAINING_STATE = "state.safetensors"
+"""As `harness.methods.training.state` names it, which imports torch."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ class CellStore:
         self.folder = folder
         self.checkpoint = folder / "checkpoint"
         self.log = folder / "log.txt"
+        self.training = folder / "training"
 
     def block_folder(self, index: int) -> Path:
         """Return the folder of block `index`."""
@@ -304,6 +307,11 @@ class CellStore:
     def write_checkpoint(self, fill: Callable[[Path], None], note: Callable[[], dict[str, Any]]) -> None:
         """Store the checkpoint that `fill` writes, with a `note` taken afterwards."""
         put_folder(self.checkpoint, fill, note)
+
+    def drop_training_state(self) -> None:
+        """Remove what an interrupted training would go on from; its curve stays."""
+        if not self.training.is_symlink():
+            remove(self.training / TRAINING_STATE)
 
     def identity(self) -> dict[str, Any] | None:
         """Return cell.json, or None."""

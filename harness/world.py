@@ -133,8 +133,12 @@ class Session(Protocol):
         """Record the input statistics of every target layer into `path`."""
         ...
 
-    def quantize(self, method: MethodFacts, bits: tuple[int, int], calibration: Path | None) -> float:
+    def quantize(
+        self, method: MethodFacts, bits: tuple[int, int], calibration: Path | None, workspace: Path
+    ) -> float:
         """Replace the target layers, check what was put there, and return the seconds the method took.
+
+        A method that trains keeps its state and its curves in the folder `workspace`.
 
         Raises:
             harness.errors.CellError: a layer was left out (`crashed`) or is not finite (`nan`).

@@ -34,10 +34,11 @@ class StepIndex:
 
     Attributes:
         value: position in the schedule, from 0; None outside sampling.
+        steps: length of that schedule; None where nobody said, e.g. when one forward is timed.
     """
 
-    def __init__(self, value: int | None = None) -> None:
-        self.value = value
+    def __init__(self, value: int | None = None, steps: int | None = None) -> None:
+        self.value, self.steps = value, steps
 
 
 class ActQuantizer(StoredModule):
@@ -142,7 +143,8 @@ class ActQuantizer(StoredModule):
             float32 of the shape of `x`.
 
         Raises:
-            RuntimeError: `per_step` without a step index, or with one outside the stored steps.
+            RuntimeError: `per_step` without a step index, with one outside the stored steps, or on a schedule
+                of another length.
         """
         x = x.to(torch.float32)
         if not self.shift:
@@ -197,6 +199,11 @@ class ActQuantizer(StoredModule):
         if step is None:
             raise RuntimeError(
                 "a per-step activation quantizer ran without a step index (bind_step_index, then set value)"
+            )
+        schedule = None if self.step_index is None else self.step_index.steps
+        if schedule not in {None, self.steps}:
+            raise RuntimeError(
+                f"activation ranges of a schedule of {self.steps} steps on one of {schedule}; quantize anew"
             )
         if not 0 <= step < self.steps:
             raise RuntimeError(f"step {step} of a per-step activation quantizer with {self.steps} steps")

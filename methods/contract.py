@@ -20,9 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from harness.methods.training.trajectories import Teacher
 
 LayerKind = Literal["linear", "conv2d"]
 
@@ -99,6 +103,10 @@ class QuantizeJob:
         embedded: whether this is one of the small embedded models.
         seed: for any randomness inside the method.
         notes: per-layer remarks for the ledger (chosen split, smoothing exponent), JSON types.
+        teacher: samples from the denoiser for distillation, until its layers are replaced; None where there
+            is no pipeline around it.
+        workspace: folder in which a long quantization may keep its state between interruptions, and leave
+            curves; None to keep nothing.
     """
 
     denoiser: nn.Module
@@ -108,6 +116,8 @@ class QuantizeJob:
     embedded: bool = True
     seed: int = 0
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    teacher: Teacher | None = None
+    workspace: Path | None = None
 
     def layer(self, name: str) -> nn.Linear | nn.Conv2d:
         """Return the float layer `name`; raises TypeError if it is neither Linear nor Conv2d."""

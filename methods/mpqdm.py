@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from harness.kernels.activations import ActQuantizer
-from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
+from harness.methods.contract import LayerTarget, QuantizeJob, method
 from harness.methods.layers import (
     ActMode,
     calibrated_quantizer,
@@ -27,6 +27,8 @@ from harness.methods.objective import LayerSample, row_errors
 from harness.methods.rounding import PLAIN_BITS, PlaneRows, UniformRows, round_plain, round_uniform
 from harness.methods.salience import descending, pearson_kurtosis
 from harness.methods.smoothing import input_channel_absmax, smoothing_scale
+from harness.methods.training.settings import TrainingConfig
+from harness.methods.training.trainer import Distiller
 
 SAMPLE_ROWS = 512
 ABLATION: tuple[dict[str, str], ...] = (
@@ -42,7 +44,7 @@ ABLATION: tuple[dict[str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class MpqdmConfig(MethodConfig):
+class MpqdmConfig(TrainingConfig):
     """Settings of `mpqdm`.
 
     Attributes:
@@ -62,7 +64,8 @@ class MpqdmConfig(MethodConfig):
     act: Literal["dynamic", "static", "per_step"] = "dynamic"
 
     def __post_init__(self) -> None:
-        """Check the exponent; raises ValueError."""
+        """Check the exponent and the training settings; raises ValueError."""
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is between 0 and 1, not {self.alpha}")
 
@@ -81,7 +84,8 @@ class MpqdmConfig(MethodConfig):
     variants={"ablation": ABLATION, "plus": ({"swap": "plus"},)},
 )
 def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
-    """Replace every target by the mix of widths with the least output error."""
+    """Replace every target by the mix of widths with the least output error; then train, if asked to."""
+    distiller = Distiller.of(job, config)
     for target in round_plain(job, job.targets):
         layer = job.layer(target.name)
         sample = LayerSample(layer, job.stream().samples(target.name), SAMPLE_ROWS)
@@ -98,6 +102,8 @@ def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
             prescale=scale is not None,
             gain=round(1 - mix.error / mix.unswapped, 4) if mix.unswapped > 0 else 0.0,
         )
+    if distiller is not None:
+        distiller.run(job)
 
 
 def _mix(

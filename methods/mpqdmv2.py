@@ -20,7 +20,7 @@ from typing import Literal
 from torch import Tensor
 
 from harness.kernels.branch import LowRankBranch
-from harness.methods.contract import MethodConfig, QuantizeJob, method
+from harness.methods.contract import QuantizeJob, method
 from harness.methods.layers import activation_quantizer, packed_layer, weight_matrix
 from harness.methods.lowrank import output_svd, rank_rule, seen_error, truncated_svd
 from harness.methods.mixing import Mix, best_mix
@@ -34,6 +34,8 @@ from harness.methods.rounding import (
     round_uniform,
 )
 from harness.methods.salience import descending, pearson_kurtosis
+from harness.methods.training.settings import Relation, TrainingConfig
+from harness.methods.training.trainer import Distiller
 
 SAMPLE_ROWS = 512
 PLANE_ITERATIONS = 5
@@ -53,7 +55,7 @@ ABLATION: tuple[dict[str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Mpqdmv2Config(MethodConfig):
+class Mpqdmv2Config(TrainingConfig):
     """Settings of `mpqdmv2`.
 
     Attributes:
@@ -81,9 +83,11 @@ class Mpqdmv2Config(MethodConfig):
     iterations: int = 4
     placement: Literal["side", "merged"] = "side"
     allow_merged: bool = False
+    train_relation: Relation = "memory"
 
     def __post_init__(self) -> None:
         """Check the numbers; raises ValueError."""
+        super().__post_init__()
         if self.rank is not None and self.rank < 0:
             raise ValueError(f"rank is none or at least 0, not {self.rank}")
         if not 0 < self.damping <= 10:
@@ -115,7 +119,8 @@ class _Fit:
     summary="uniform or binary-plane channels, error-initialised branch (reconstruction)",
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
-    """Replace every target by its mix of channels and a branch for what the mix loses."""
+    """Replace every target by its mix of channels and a branch for what the mix loses; train, if asked to."""
+    distiller = Distiller.of(job, config)
     for target in round_plain(job, job.targets):
         layer = job.layer(target.name)
         weight = weight_matrix(layer)
@@ -143,6 +148,8 @@ def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
             planes=round(fit.rows.share_of_planes(), 4),
             rank=0 if fit.branch is None else fit.branch.rank,
         )
+    if distiller is not None:
+        distiller.run(job)
 
 
 def _roundings(rows: Tensor, bits: int, config: Mpqdmv2Config) -> list[UniformRows | PlaneRows]:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -276,7 +276,7 @@ def targets(
     return tuple(found)
 
 
-def activation_before(denoiser: nn.Module, name: str, role: str) -> Literal["", gelu, silu]:
+def activation_before(denoiser: nn.Module, name: str, role: str) -> Literal["", "gelu", "silu"]:
     """Return the activation function whose output a layer reads; empty when there is none.
 
     The second linear layer of a feed-forward block reads the output of its first module, which is GELU unless

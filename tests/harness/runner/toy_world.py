@@ -85,7 +85,7 @@ class ToySession:
             raise RuntimeError("no statistics")
         path.write_bytes(repr([p.id for p in prompts]).encode())
 
-    def quantize(self, method, bits, calibration):
+    def quantize(self, method, bits, calibration, workspace):
         trace(self.setting, "quantize", self.setting.model.name, method.name, *bits)
         print("quantizing with", method.name, flush=True)
         fail(method.name)
