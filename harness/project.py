@@ -126,11 +126,15 @@ class ModelSession:
         return getattr(self._pipeline, self._card.denoiser)
 
     def _training_prompts(self, count: int) -> Sequence[Prompt]:
-        """Return prompts that no image of the evaluation is made from; fewer if the set has fewer."""
+        """Return the first `count` prompts of those calibrated on; fewer if the set has fewer."""
         from harness.datasets import registry
+        from harness.datasets.selection import calibration_of, select
 
-        name = self._dataset
-        return registry.get(name).calibration(count, self._data_paths.get(name))
+        name = self._protocol.get("calibration_dataset") or self._dataset
+        found, path, order = registry.get(name), self._data_paths.get(name), self._protocol["selection"]
+        if name == self._dataset:
+            return calibration_of(found, count, order, path)
+        return select(found, min(count, found.count(path)), order, path)
 
     def calibrate(self, prompts: Sequence[Prompt], path: Path) -> None:
         """Record the input statistics of every layer the policy may quantize."""
