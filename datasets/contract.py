@@ -36,10 +36,20 @@ class Prompt:
 class PromptSet(Protocol):
     """A named source of prompts. One file or folder under datasets/ each."""
 
-    name: str
-    summary: str
-    takes_path: bool
-    """Whether `--data-path NAME=PATH` is required; a set that ships with the package refuses one."""
+    @property
+    def name(self) -> str:
+        """The name on the command line."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `harness list datasets`."""
+        ...
+
+    @property
+    def takes_path(self) -> bool:
+        """Whether `--data-path NAME=PATH` is required; a set that ships with the package refuses one."""
+        ...
 
     def count(self, path: Path | None = None) -> int:
         """Return how many evaluation prompts there are.

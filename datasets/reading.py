@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from harness.errors import UserError
 
@@ -239,7 +239,7 @@ def table_rows(
         UserError: a column is missing, or a row is broken off or has other columns than the header.
     """
     source = io.StringIO(read_text(path), newline="")
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
     header: list[str] | None = None
     rows: list[tuple[int, dict[str, str]]] = []

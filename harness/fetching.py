@@ -45,13 +45,14 @@ def held(dataset: str, folder: Path) -> Path | None:
     Raises:
         UserError: the manifest or the file is damaged, or several files were fetched for the set.
     """
-    names = [name for name, entry in read_manifest(folder).items() if entry.get("dataset") == dataset]
+    entries = read_manifest(folder)
+    names = [name for name, entry in entries.items() if entry.get("dataset") == dataset]
     if not names:
         return None
     if len(names) > 1:
         raise UserError(f"{folder} holds {' and '.join(names)}: give one, --data-path {dataset}=FILE")
     path = folder / names[0]
-    if not matches(path, read_manifest(folder)[names[0]].get("sha256")):
+    if not matches(path, entries[names[0]].get("sha256")):
         raise UserError(f"{path} is not what was fetched: run `harness fetch` again")
     return path
 

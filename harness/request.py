@@ -10,7 +10,6 @@ from pathlib import Path
 
 from harness.datasets.contract import PromptSet
 from harness.errors import UserError, unknown
-from harness.fetching import held
 from harness.world import MethodFacts, World
 
 REFERENCE = "reference"
@@ -148,6 +147,8 @@ def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world
     Raises:
         UserError: nothing takes it, it is not there, or a prompt set lacks its own.
     """
+    from harness.fetching import held
+
     found = _pairs(texts, "--data-path")
     for name, path in found.items():
         if name not in sets:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.datasets.contract import Prompt
 
 _SHOWN_LEAKS = 10
 
@@ -96,11 +99,13 @@ def leaks_command(
     from harness.datasets import registry
     from harness.datasets.leaks import described_images, overlap
 
-    everything = []
-    for name, path in (_source(calibration), _source(evaluation)):
+    def everything(text: str) -> list[Prompt]:
+        name, path = _source(text)
         found = registry.get(name)
-        everything.append(found.prompts(found.count(path), path))
-    leak = overlap(*everything, None if images is None else described_images(images))
+        return found.prompts(found.count(path), path)
+
+    described = None if images is None else described_images(images)
+    leak = overlap(everything(calibration), everything(evaluation), described)
     print(leak.line())
     for identity in leak.ids[:_SHOWN_LEAKS]:
         print(f"  {identity}")

@@ -14,7 +14,7 @@ from harness.errors import UserError, unknown
 
 DEFAULT_SEED = 0
 _NOT_HASHED = ("summary", "dataset", "published_n", "source", "fetches")
-_LATER = {
+_LATER: dict[str, Any] = {
     "seeds": "sha256",
     "calibration_dataset": None,
     "models": {},

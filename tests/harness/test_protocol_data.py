@@ -142,6 +142,7 @@ def test_a_dry_run_on_a_file_of_captions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "nothing"))
     coco, qdiff = files
     common = [
         "run",
