@@ -62,9 +62,9 @@ def test_distribution_figures_of_different_n_refuse_to_share_a_column(record):
 
 
 def test_two_cells_for_one_entry_are_refused_and_told_apart(record):
-    with pytest.raises(ValueError, match="'effective_bits'.*lay claim to one entry; they differ in wbits"):
+    with pytest.raises(ValueError, match=r"'effective_bits'.*lay claim to one entry; they differ in wbits"):
         build_table(spec(rows=["method"]), [record("ptq", 2), record("ptq", 4)])
-    with pytest.raises(ValueError, match="'psnr'.*they differ in dataset"):
+    with pytest.raises(ValueError, match=r"'psnr'.*they differ in dataset"):
         build_table(spec(), [record("ptq"), record("ptq", dataset="mjhq")])
 
 
