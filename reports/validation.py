@@ -41,7 +41,7 @@ def build(cls: type[T], data: object, where: str) -> T:
     """
     if not isinstance(data, dict):
         raise _mismatch(where, "an object", data)
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
