@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ def build(cls: type[T], data: object, where: str) -> T:
     """
     if not isinstance(data, dict):
         raise _mismatch(where, "an object", data)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
@@ -51,6 +52,12 @@ def build(cls: type[T], data: object, where: str) -> T:
     return cls(
         **{name: _checked(data[name], hints[name], f"{where}.{name}") for name in known if name in data}
     )
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return a class's annotations; resolving them takes longer than checking a record."""
+    return get_type_hints(cls)
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
@@ -77,9 +84,20 @@ def _checked_container(value: Any, hint: Any, where: str) -> Any:
     kind, inner = get_origin(hint), get_args(hint)[0 if get_origin(hint) is tuple else -1]
     if not isinstance(value, dict if kind is dict else list):
         raise _mismatch(where, "an object" if kind is dict else "a list", value)
+    if inner == float | None and _all_figures(value):
+        return kind(value)
     if isinstance(value, dict):
         return {key: _checked(item, inner, f"{where}[{key!r:.60}]") for key, item in value.items()}
     return kind(_checked(item, inner, f"{where}[{index}]") for index, item in enumerate(value))
+
+
+def _all_figures(values: Any) -> bool:
+    """Say whether a list holds nothing but finite floats and None, as most of a record does."""
+    return (
+        isinstance(values, list)
+        and {float, types.NoneType}.issuperset(map(type, values))
+        and math.isfinite(sum(value for value in values if value is not None))
+    )
 
 
 def _checked_scalar(value: Any, hint: Any, where: str) -> Any:

@@ -113,3 +113,15 @@ def test_link_out_of_the_run_is_refused(tmp_path, record, save):
 def test_folder_that_is_no_run(tmp_path):
     with pytest.raises(ValueError, match="not a run folder"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "figures", [[1.0, float("inf")], [float("inf"), float("-inf")], [1.0, float("nan")], [1.0, "2"]]
+)
+def test_figures_of_prompts_are_finite_numbers_or_missing(record, figures):
+    data = record().to_json()
+    data["result"]["per_prompt"] = {"psnr": [1.5, None, 2]}
+    assert Record.from_json(data).result.per_prompt == {"psnr": [1.5, None, 2]}
+    data["result"]["per_prompt"] = {"psnr": figures}
+    with pytest.raises(ValueError, match="must be a finite number"):
+        Record.from_json(data)
