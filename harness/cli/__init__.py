@@ -13,6 +13,7 @@ import typer
 
 from harness.cli.gating import gate_command
 from harness.cli.listing import list_command
+from harness.cli.planning import plan_command
 from harness.cli.reporting import report_command, show_command
 from harness.cli.running import run_command
 from harness.errors import UserError
@@ -32,6 +33,7 @@ app.command("run", help="Quantize, generate, measure and compare every cell of a
 app.command("list", help="List models, methods, datasets or metrics.")(list_command)
 app.command("report", help="Print the table of a run folder.")(report_command)
 app.command("show", help="Print everything known of one cell.")(show_command)
+app.command("plan", help="Cells, time, disk and what could be told apart, before running.")(plan_command)
 app.command("gate", help="Compare a run with a baseline: pass, fail or undecided.")(gate_command)
 
 
