@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -100,17 +99,20 @@ def affordable(request: Request, timings: Timings, seconds: float) -> int:
             f"--budget {duration(seconds)}: {block} prompts alone take about {duration(least)}; "
             "give more time or fewer cells"
         )
-    # Whole blocks cost the same each, so two points tell the rest; the prompt set may end before.
-    each = max(needed(2 * block) - least, 1e-9)
-    blocks = 1 + min(math.floor((seconds - least) / each), _MOST_PROMPTS // block)
-    while blocks > 1:
+
+    def fits(blocks: int) -> bool:
         try:
-            if needed(blocks * block) <= seconds:
-                break
-        except UserError:
-            blocks = max(2, blocks // 2 + 1)
-        blocks -= 1
-    return blocks * block
+            return needed(blocks * block) <= seconds
+        except UserError:  # the prompt set ends before
+            return False
+
+    lo, hi = 1, 2
+    while hi * block <= _MOST_PROMPTS and fits(hi):
+        lo, hi = hi, 2 * hi
+    while hi - lo > 1:
+        middle = (lo + hi) // 2
+        lo, hi = (middle, hi) if fits(middle) else (lo, middle)
+    return lo * block
 
 
 def effect_line(timings: Timings, n: int) -> str:
