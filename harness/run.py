@@ -25,6 +25,7 @@ from harness.progress import RunProgress
 from harness.reports.record import Record, State
 from harness.request import Request, choose_model_paths, choose_models
 from harness.store import RunStore
+from harness.timings import Timings
 from harness.world import World
 
 DEFAULT_WORLD = "harness.project:WORLD"
@@ -134,6 +135,18 @@ def _run_plan(
             if error.errno in _UNWRITABLE:
                 raise UserError(f"cannot write to {error.filename or plan.out}: {error.strerror}") from error
             raise
+
+
+def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook], int]:
+    """Return what `dry_run` does, with times and sizes per image as seen in a run."""
+    go_offline(request)
+    world: World = resolve(DEFAULT_WORLD)
+    plan = make_plan(request, world)
+    plan = replace(plan, cells=tuple(seen.applied(cell) for cell in plan.cells))
+    store = RunStore(plan.out)
+    store.check(plan.protocol.to_json(), plan.protocol.hash)
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
+    return plan, outlooks, worker_count(request, plan)
 
 
 def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:

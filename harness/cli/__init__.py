@@ -18,6 +18,7 @@ from harness.cli.fetch import fetch_command
 from harness.cli.gating import gate_command
 from harness.cli.listing import list_command
 from harness.cli.paper import paper_command
+from harness.cli.planning import plan_command
 from harness.cli.prompts import leaks_command, prompts_command
 from harness.cli.protocols import protocol_app
 from harness.cli.reporting import report_command, show_command
@@ -48,6 +49,7 @@ app.command("prompts", help="Print what a prompt file holds and what a protocol 
 app.command("fetch", help="Download the prompt files a protocol needs, with a manifest.")(fetch_command)
 app.command("leaks", help="Count what calibration and evaluation prompts have in common.")(leaks_command)
 app.command("doctor", help="Say what this machine can measure, and whether it does so right.")(doctor_command)
+app.command("plan", help="Cells, time, disk and what could be told apart, before running.")(plan_command)
 app.command("gate", help="Compare a run with a baseline: pass, fail or undecided.")(gate_command)
 app.command("check-method", help="Try a method on a tiny UNet and DiT: determinism, bits, bytes, error.")(
     check_method_command

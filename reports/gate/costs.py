@@ -53,7 +53,7 @@ def compare_memory(new: Record, base: Record) -> list[Cost]:
     }
     if new.identity.device == base.identity.device:
         pairs["peak bytes"] = (new.measured.peak_bytes, base.measured.peak_bytes)
-    return [Cost(name, a, b, a / b - 1.0, MEMORY_GROWTH) for name, (a, b) in pairs.items() if a and b]
+    return [Cost(name, a, b, (a - b) / b, MEMORY_GROWTH) for name, (a, b) in pairs.items() if a and b]
 
 
 def compare_latency(new: Record, base: Record, bound: float = LATENCY_GROWTH) -> Cost | None:

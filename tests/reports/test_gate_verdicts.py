@@ -40,11 +40,12 @@ def shifted(by, sd, seed=1):
 
 @pytest.mark.parametrize(("by", "sd", "expected", "n"), [
     (-1.0, 0.3, "fail", 16), (1.0, 0.3, "suspicious", 16), (0.0, 0.02, "pass", 16), (0.0, 0.2, "pass", 64),
-    (-0.4, 1.0, "fail", 256), (0.0, 3.0, "undecided", 256), (0.0, 0.0, "pass", 16), (-0.2, 0.0, "fail", 16),
+    (-0.35, 0.5, "fail", 64), (0.0, 3.0, "undecided", 256), (0.0, 0.0, "pass", 16), (-0.2, 0.0, "fail", 16),
 ])  # fmt: skip
 def test_a_change_is_called_what_it_is_at_the_look_that_can_tell(cell, by, sd, expected, n):
     found = judged(cell(shifted(by, sd)), cell())
-    assert (found.verdict, found.comparisons[0].n) == (expected, n)
+    assert found.verdict == expected
+    assert found.comparisons[0].n == n
     assert exit_code([found]) == {"fail": 1, "pass": 0, "suspicious": 3, "undecided": 3}[expected]
 
 
@@ -71,7 +72,7 @@ def test_a_decision_is_not_undone_by_later_prompts():
 
 def test_the_error_is_shared_among_all_comparisons(cell, record):
     # One comparison of a mean on the brink is called at 5 % over all looks, but not at 5 % / 40.
-    new, base = cell(shifted(-0.22, 0.35, seed=3)), cell()
+    new, base = cell(shifted(-0.22, 0.35, seed=3)[:16]), cell()
     alone = judged(new, base)
     names = {sides.name_of(base): base}
     for bits in range(100, 139):
@@ -79,7 +80,7 @@ def test_the_error_is_shared_among_all_comparisons(cell, record):
         names[sides.name_of(other)] = other
     among = judge({sides.name_of(new): new}, names, {}, TERMS)[0]
     assert among.comparisons[0].hi > alone.comparisons[0].hi
-    assert among.comparisons[0].n >= alone.comparisons[0].n
+    assert among.comparisons[0].n == alone.comparisons[0].n == 16
 
 
 def test_margins_come_from_the_noise_floor_and_never_vanish(cell):
@@ -219,4 +220,4 @@ def test_reports_name_the_worst_first_and_show_markup_as_text(cell):
     suite = ElementTree.fromstring(render.junit(found, grown)).find("testsuite")
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "2", "1")
     assert [case.get("name")[:3] for case in suite] == ["a|b", "tin", "gon", "t"]
-    assert suite.findall("testcase/failure")[0].get("message").startswith("psnr: fail at N = 16, change -1")
+    assert suite.findall("testcase/failure")[0].get("message").startswith("psnr: fail at N = 16, change -")
