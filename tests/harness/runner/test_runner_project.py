@@ -19,8 +19,10 @@ from harness.errors import CellError, UserError
 from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.uniform import quantize_uniform
 from harness.kernels.weights import UniformWeight
+from harness.methods.training.state import CURVE_FILE, STATE_FILE
 from harness.project import WORLD, check_packed, parameter_count, variant_of
 from harness.protocols import settle
+from harness.store import TRAINING_STATE, CellStore
 from harness.world import Setting
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -141,6 +143,33 @@ def test_weights_that_change_during_a_run_are_noticed(tmp_path):
     with pytest.raises(CellError, match="changed during the run") as caught:
         WORLD.open(setting)
     assert caught.value.state == "corrupt"
+
+
+def test_a_session_trains_in_its_workspace_and_the_cell_keeps_the_curve_alone(model, tmp_path):
+    torch.set_num_threads(1)
+    protocol = settle("scenes-default", None).to_json()
+    facts = WORLD.model("tiny-dit", protocol, {"tiny-dit": model})
+    setting = Setting(facts, "scenes", protocol, "cpu", {})
+    calibration = tmp_path / "calibration.safetensors"
+    WORLD.open(setting).calibrate(pipelines.prompts(2), calibration)
+    files = CellStore(tmp_path / "cell")
+    chosen = {"train_steps": "2", "train_prompts": "3", "act": "per_step"}
+    method = WORLD.method("mpqdm", chosen)
+    assert "train_steps=2" in method.variant
+    session = WORLD.open(setting)
+    session.quantize(method, (2, 6), calibration, files.training)
+    names = {path.name for path in files.training.iterdir()}
+    assert names == {"curve.csv", "state.safetensors"} == {CURVE_FILE, STATE_FILE}
+    assert STATE_FILE == TRAINING_STATE
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    session.save(checkpoint)
+    made = session.generate(pipelines.prompts(2))
+    loaded = WORLD.open(setting)
+    loaded.load(checkpoint)
+    assert (loaded.generate(pipelines.prompts(2)) == made).all()
+    files.drop_training_state()
+    assert [path.name for path in files.training.iterdir()] == ["curve.csv"]
 
 
 def test_variants_are_canonical():
