@@ -110,14 +110,15 @@ def build(architecture: Architecture) -> LatentDiffusionPipeline:
         up_block_types=("UpDecoderBlock2D",) * depth,
         **settings,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.0015,
-        beta_end=0.0195,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    with torch.device("cpu"):  # also where the networks are built without memory: its tables are no weights
+        scheduler = DDIMScheduler(
+            beta_start=0.0015,
+            beta_end=0.0195,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
     return LatentDiffusionPipeline(vae, unet, scheduler, embedder)
 
 
