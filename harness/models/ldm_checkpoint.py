@@ -182,6 +182,7 @@ def _unet_tensor(key: str, value: Tensor, architecture: Architecture) -> Iterabl
     found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)(?:\.(\d+))?\.(.+)", key)
     if found is None:
         raise UserError(f"the checkpoint's {key} has no place in the UNet")
+    rest: str | None
     if found[1] == "middle_block":
         part = int(found[2])
         rest = key.removeprefix(f"middle_block.{part}.")
