@@ -110,14 +110,15 @@ def build(architecture: Architecture) -> LatentDiffusionPipeline:
         up_block_types=("UpDecoderBlock2D",) * depth,
         **settings,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.0015,
-        beta_end=0.0195,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    with torch.device("cpu"):  # also where the networks are built without memory: its tables are no weights
+        scheduler = DDIMScheduler(
+            beta_start=0.0015,
+            beta_end=0.0195,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
     return LatentDiffusionPipeline(vae, unet, scheduler, embedder)
 
 
@@ -181,6 +182,7 @@ def _unet_tensor(key: str, value: Tensor, architecture: Architecture) -> Iterabl
     found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)(?:\.(\d+))?\.(.+)", key)
     if found is None:
         raise UserError(f"the checkpoint's {key} has no place in the UNet")
+    rest: str | None
     if found[1] == "middle_block":
         part = int(found[2])
         rest = key.removeprefix(f"middle_block.{part}.")

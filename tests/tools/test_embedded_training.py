@@ -33,7 +33,7 @@ from harness.datasets.scenes.world import (
     Scene,
 )
 from harness.models import registry
-from harness.models.load import locate
+from harness.models.locate import locate
 
 CPU = torch.device("cpu")
 TOKENIZERS: dict[str, Callable[[], Any]] = {"clip": parts.clip_tokenizer, "t5": parts.t5_tokenizer}

@@ -19,7 +19,8 @@ from harness.datasets.scenes.render import batch_scenes, render
 from harness.datasets.scenes.world import scenes
 from harness.generate import generate_block
 from harness.models import registry
-from harness.models.load import load_pipeline, locate
+from harness.models.load import load_pipeline
+from harness.models.locate import locate
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "harness" / "models" / "embedded"
