@@ -40,7 +40,7 @@ def gaussian(features: Features) -> Gaussian:
     if n > width:
         return gaussian_of(mean, centred.T @ centred / (n - 1))
     # The covariance is singular. Its root is at hand, and exact.
-    return Gaussian(mean, centred / np.sqrt(n - 1), False)
+    return Gaussian(mean, np.asarray(centred / np.sqrt(n - 1), dtype=np.float64), False)
 
 
 def gaussian_of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> Gaussian:
