@@ -46,7 +46,7 @@ def gaussian(features: Features) -> Gaussian:
 def gaussian_of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> Gaussian:
     """Build a Gaussian from its moments: mean [d] and covariance [d, d], positive semi-definite."""
     try:
-        return Gaussian(mean, np.linalg.cholesky(covariance).T, True)
+        return Gaussian(mean, np.asarray(np.linalg.cholesky(covariance).T, dtype=np.float64), True)
     except np.linalg.LinAlgError:  # singular
         values, vectors = np.linalg.eigh(covariance)
         return Gaussian(mean, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T, False)
