@@ -34,7 +34,7 @@ def cloud(n: int, width: int, seed: int, shift: float = 0.0) -> NDArray[np.float
     rng = np.random.default_rng(100)
     mixing = rng.normal(size=(width, width)) / np.sqrt(width)
     rows = np.random.default_rng(seed).normal(size=(n, width)) @ mixing
-    return (rows + shift).astype(np.float32)
+    return np.asarray(rows + shift, dtype=np.float32)
 
 
 def seed_weights(module: Any, gain: float = 1.0) -> Any:

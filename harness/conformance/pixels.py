@@ -14,7 +14,7 @@ from harness.conformance.inputs import pair, seed_weights
 
 _TORCHMETRICS = "torchmetrics 1.9.0 (stored)"
 # structural_similarity_index_measure and multiscale_... of `pair(2, 176)`, data range 255, in float64.
-_SSIM, _MS_SSIM = 0.0, 0.0
+_SSIM, _MS_SSIM = 0.34715783662576793, 0.7948454236309588
 
 
 def _constant_errors() -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +81,7 @@ CHECKS = (
     Check("psnr", "closed form: a constant error", _psnr, 1e-12),
     Check("psnr_pooled", "closed form: two constant errors", _psnr_pooled, 1e-12),
     Check("ssim", _TORCHMETRICS, _ssim, 1e-9),
-    Check("ms_ssim", _TORCHMETRICS, _ms_ssim, 1e-9),
+    Check("ms_ssim", _TORCHMETRICS, _ms_ssim, 1e-7),
     Check("lpips", "the lpips package, random AlexNet", functools.partial(_lpips, "alex")),
     Check("lpips_vgg", "the lpips package, random VGG-16", functools.partial(_lpips, "vgg")),
     Check("lpips_scene", "closed form: opposite features", _lpips_scene, 1e-6),

@@ -40,13 +40,13 @@ def gaussian(features: Features) -> Gaussian:
     if n > width:
         return gaussian_of(mean, centred.T @ centred / (n - 1))
     # The covariance is singular. Its root is at hand, and exact.
-    return Gaussian(mean, centred / np.sqrt(n - 1), False)
+    return Gaussian(mean, np.asarray(centred / np.sqrt(n - 1), dtype=np.float64), False)
 
 
 def gaussian_of(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> Gaussian:
     """Build a Gaussian from its moments: mean [d] and covariance [d, d], positive semi-definite."""
     try:
-        return Gaussian(mean, np.linalg.cholesky(covariance).T, True)
+        return Gaussian(mean, np.asarray(np.linalg.cholesky(covariance).T, dtype=np.float64), True)
     except np.linalg.LinAlgError:  # singular
         values, vectors = np.linalg.eigh(covariance)
         return Gaussian(mean, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T, False)

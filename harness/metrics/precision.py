@@ -12,7 +12,9 @@ NEIGHBOURS = 3
 
 
 def precision(
-    features: NDArray[np.float32], reference: NDArray[np.float32], reference_radii: NDArray[np.float32]
+    features: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    reference_radii: NDArray[np.float32] | NDArray[np.float64],
 ) -> float:
     """Return the share of images that lie inside the ball of at least one reference sample.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from harness.metrics import METRICS, MetricSpec
 from harness.metrics.sources import WEIGHTS, find, missing_note
 from harness.metrics.weights import check_published
 
-_PACKAGES = {"image-reward": ("ImageReward", "pip install lowbit-harness[reward]")}
+_OPTIONAL = {"image-reward": "package image-reward is not installed: pip install lowbit-harness[reward]"}
+"""What to say where the package of that name is not installed."""
 _ON_SCENES = ("fid", "fid_ref", "fid_delta", "kid", "precision", "recall")
 """Metrics that are formed on the embedded world without weights."""
 
@@ -43,9 +44,8 @@ def _row(name: str, spec: MetricSpec, weights: Mapping[str, tuple[str, str]]) ->
 
 def _state(key: str, data_paths: Mapping[str, Path]) -> tuple[str, str]:
     """Return the state of weights and what there is to say of them."""
-    package, remedy = _PACKAGES.get(key, ("torch", ""))
-    if importlib.util.find_spec(package) is None:
-        return "missing", f"package {key} is not installed: {remedy}"
+    if key in _OPTIONAL and not _installed(key):
+        return "missing", _OPTIONAL[key]
     found = find(key, data_paths)
     if found is None:
         return "missing", missing_note(key).removeprefix("n/a: ")
@@ -53,3 +53,11 @@ def _state(key: str, data_paths: Mapping[str, Path]) -> tuple[str, str]:
         return "ready", check_published(found)
     except UserError as error:
         return "damaged", str(error)
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

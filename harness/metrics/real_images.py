@@ -123,7 +123,7 @@ class RealImages:
         if pictures is not None:
             if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
                 raise UserError(f"{path.name}: arr_0 is {pictures.dtype} {pictures.shape}, not images")
-            self.images = Array(pictures)
+            self.images = Array(np.asarray(pictures, dtype=np.uint8))
         for feature, (mean, covariance) in _MOMENTS.items():
             if mean in arrays and covariance in arrays:
                 self._moments[feature] = _gaussian(path, arrays[mean], arrays[covariance])

@@ -100,7 +100,7 @@ def load_pretrained(model: Any, config: Any, config_file: Path, weights_file: Pa
         settings = config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{config_file.name} is not a config of {model.__name__}: {error}") from error
-    with quiet_imports(), _no_progress_bar():
+    with quiet_imports(), no_progress_bar():
         # By way of from_pretrained, because it knows how weights were called before.
         try:
             built, report = model.from_pretrained(
@@ -118,7 +118,8 @@ def load_pretrained(model: Any, config: Any, config_file: Path, weights_file: Pa
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Let transformers load and save without a progress bar."""
     ensure_torchvision()
     from transformers.utils import logging
 
