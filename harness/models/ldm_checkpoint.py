@@ -87,6 +87,7 @@ def build(architecture: Architecture) -> LatentDiffusionPipeline:
     }
     deeper = len(architecture.channels) - 1
     embedder = None
+    unet: Any
     if architecture.context is None:
         unet = UNet2DModel(
             **common,
