@@ -229,6 +229,8 @@ def policy_of(card: ModelCard, name: str) -> dict[str, Policy]:
         raise unknown("policy", name, POLICIES)
     if name == "harness":
         return dict(POLICY)
+    if card.embedded:  # the harness published it
+        return dict(POLICY)
     if card.published is None:
         raise UserError(f"no policy was published for {card.name}; use the policy `harness`")
     return POLICY | dict(card.published)
@@ -282,12 +284,12 @@ def activation_before(denoiser: nn.Module, name: str, role: str) -> Literal["", 
     The second linear layer of a feed-forward block reads the output of its first module, which is GELU unless
     it is gated; a convolution of a residual block reads the block's nonlinearity.
     """
-    if role == "ffn.down":
-        first = denoiser.get_submodule(f"{name.rpartition('.')[0]}.0")
+    block = denoiser.get_submodule(name.rpartition(".")[0])
+    if role in {"ffn.down", "context.down"}:
+        first = dict(block.named_children()).get("0")
         # torch's and diffusers' class of that name; GEGLU multiplies by a gate of either sign.
         return "gelu" if type(first).__name__ == "GELU" else ""
     if role == "conv.res":
-        block = denoiser.get_submodule(name.rpartition(".")[0])
         return "silu" if isinstance(getattr(block, "nonlinearity", None), nn.SiLU) else ""
     return ""
 

@@ -11,25 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from harness.datasets.contract import Prompt, PromptSet
 from harness.project import Project
 from harness.world import ModelFacts
-
-
-class Classes:
-    """Classes by number, as a class-conditional set gives them."""
-
-    name = "classes"
-    summary = "class numbers"
-    takes_path = False
-
-    def prompts(self, n: int, path: Path | None = None) -> list[Prompt]:
-        """Classes 0, 1, ..."""
-        return [Prompt(f"class-{i:03d}", str(i), {"class": i}) for i in range(n)]
-
-    def calibration(self, n: int, path: Path | None = None) -> list[Prompt]:
-        """Classes from the other end."""
-        return [Prompt(f"class-{i:03d}", str(i), {"class": i}) for i in range(999, 999 - n, -1)]
 
 
 class ReducedProject(Project):
@@ -39,10 +22,6 @@ class ReducedProject(Project):
 
     def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
         """They lie in a folder of the test's."""
-
-    def dataset(self, name: str) -> PromptSet:
-        """A set of classes beside the project's sets."""
-        return Classes() if name == "classes" else super().dataset(name)
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
         """The facts of a reduced model, with its sampling."""
