@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.conformance.check import Check
 from harness.conformance.inputs import cloud
@@ -46,6 +47,21 @@ def _fid_delta() -> tuple[float, float]:
     base, real = cloud(400, 32, 1), cloud(500, 32, 2)
     moved = base * np.float32(1.1) + np.float32(0.1)
     return float(fid_delta(moved, base, real).value or 0.0), _their_fid(moved, real) - _their_fid(base, real)
+
+
+def _kid_delta() -> tuple[float, float]:
+    from harness.metrics.kid_delta import kid_delta
+
+    base, real = cloud(60, 8, 1), cloud(80, 8, 2)
+    moved = base + np.float32(0.5)
+
+    def mmd(x: NDArray[np.float32]) -> float:
+        inside, across = (
+            (a.astype(np.float64) @ b.T.astype(np.float64) / 8 + 1) ** 3 for a, b in ((x, x), (x, real))
+        )
+        return float((inside.sum() - np.trace(inside)) / (60 * 59) - 2 * across.mean())
+
+    return float(kid_delta(moved, base, real).value or 0.0), mmd(moved) - mmd(base)
 
 
 def _sfid() -> tuple[float, float]:
@@ -139,6 +155,7 @@ CHECKS = (
     Check("fid", "torch-fidelity on the same features", _fid, 1e-6),
     Check("fid_ref", "closed form: a shift", _fid_ref, 1e-5),
     Check("fid_delta", "torch-fidelity on the same features", _fid_delta, 1e-6),
+    Check("kid_delta", "the definition, over all pairs", _kid_delta, 1e-9),
     Check("sfid", "closed form: a shift", _sfid, 1e-9),
     Check("kid", "the definition, over all pairs", _kid, 1e-9),
     Check("inception_score", "torch-fidelity on the same logits", _inception_score, 1e-6),

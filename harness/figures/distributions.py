@@ -24,6 +24,7 @@ from harness.metrics.fid_delta import fid_delta
 from harness.metrics.fid_ref import fid_ref
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kid
+from harness.metrics.kid_delta import kid_delta
 from harness.metrics.precision import NEIGHBOURS, precision
 from harness.metrics.real_images import Array, Images, RealImages
 from harness.metrics.recall import recall
@@ -35,10 +36,10 @@ from harness.reports.record import Metric
 NO_REAL = "n/a: no real images: give --data-path reference-images=FOLDER or an .npz of ADM's"
 MOMENTS_ALONE = "n/a: the .npz holds moments, not images"
 OF_INCEPTION = (
-    "fid", "fid_ref", "fid_delta", "kid", "precision", "recall", "density", "coverage", "sfid",
-    "inception_score",
+    "fid", "fid_ref", "fid_delta", "kid", "kid_delta", "precision", "recall", "density", "coverage",
+    "sfid", "inception_score",
 )  # fmt: skip
-_OF_CLOUDS = ("kid", "precision", "recall", "density", "coverage")
+_OF_CLOUDS = ("kid", "kid_delta", "precision", "recall", "density", "coverage")
 
 
 def real_images(data: CellData) -> RealImages | None:
@@ -102,10 +103,10 @@ def _against_real(clouds: _Clouds, real: RealImages | None, note: str) -> dict[s
         figures["fid"] = single(fid(own[POOL], pool), note)
         if clouds.reference is not None:
             figures["fid_delta"] = Metric(*fid_delta(own[POOL], clouds.reference[POOL], pool), note), None
-    if clouds.reference is None:
-        figures["fid_delta"] = absent(NO_REFERENCE)
     if clouds.real is not None:
-        figures |= _of_clouds(own[POOL], clouds.real[POOL], note)
+        figures |= _of_clouds(clouds, clouds.real[POOL], note)
+    if clouds.reference is None:
+        figures |= dict.fromkeys(("fid_delta", "kid_delta"), absent(NO_REFERENCE))
     return figures
 
 
@@ -117,12 +118,17 @@ def _against(clouds: _Clouds, real: RealImages, feature: str) -> Gaussian | None
     return gaussian(clouds.real[feature])
 
 
-def _of_clouds(own: NDArray[np.float32], real: NDArray[np.float32], note: str) -> dict[str, Figure]:
+def _of_clouds(clouds: _Clouds, real: NDArray[np.float32], note: str) -> dict[str, Figure]:
     """Figures that need every real image's features."""
+    own, theirs = clouds.own[POOL], clouds.reference
     if len(real) < METRICS["kid"].min_n:
         return dict.fromkeys(_OF_CLOUDS, absent(f"n/a: only {len(real)} real images"))
     radii = neighbour_radii(real, NEIGHBOURS)
+    paired = (
+        {} if theirs is None else {"kid_delta": (Metric(*kid_delta(own, theirs[POOL], real), note), None)}
+    )
     return {
+        **paired,
         "kid": single(kid(own, real), note),
         "precision": single(precision(own, real, radii), note),
         "recall": single(recall(own, real), note),

@@ -7,6 +7,7 @@ from harness.metrics.fid import fid
 from harness.metrics.fid_delta import fid_delta
 from harness.metrics.fid_ref import fid_ref
 from harness.metrics.kid import kid
+from harness.metrics.kid_delta import kid_delta
 from harness.metrics.precision import precision
 from harness.metrics.prompt_accuracy import prompt_accuracy
 from harness.metrics.recall import recall
@@ -14,7 +15,7 @@ from harness.metrics.scene import SIDE, SceneScores, SceneWorld, score_scenes, s
 from harness.reports.record import Metric
 
 OF_SCENES = ("lpips_scene", "prompt_accuracy")
-OF_FEATURES = ("fid", "fid_ref", "fid_delta", "kid", "precision", "recall")
+OF_FEATURES = ("fid", "fid_ref", "fid_delta", "kid", "kid_delta", "precision", "recall")
 
 
 def scene_figures(data: CellData, world: SceneWorld | None) -> dict[str, Figure]:
@@ -46,9 +47,11 @@ def _distributions(data: CellData, scores: SceneScores, world: SceneWorld) -> di
         "recall": single(recall(features, rendered)),
         "fid_ref": absent(NO_REFERENCE),
         "fid_delta": absent(NO_REFERENCE),
+        "kid_delta": absent(NO_REFERENCE),
     }
     theirs = data.reference_features
     if theirs is not None:
         figures["fid_ref"] = single(fid_ref(features, theirs))
         figures["fid_delta"] = Metric(*fid_delta(features, theirs, rendered)), None
+        figures["kid_delta"] = Metric(*kid_delta(features, theirs, rendered)), None
     return figures | short

@@ -96,6 +96,15 @@ METRICS: dict[str, MetricSpec] = {
             "inception",
         ),
         MetricSpec(
+            "kid_delta",
+            "",
+            "lower",
+            False,
+            MIN_N,
+            "KID minus the reference's KID, paired by prompt",
+            "inception",
+        ),
+        MetricSpec(
             "sfid", "", "lower", False, MIN_N, "FID of Inception's spatial features, as ADM", "inception"
         ),
         MetricSpec("kid", "", "lower", False, MIN_N, f"KID against real images: {_SPACE}", "inception"),

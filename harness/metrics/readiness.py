@@ -14,7 +14,7 @@ from harness.metrics.weights import check_published
 
 _OPTIONAL = {"image-reward": "package image-reward is not installed: pip install lowbit-harness[reward]"}
 """What to say where the package of that name is not installed."""
-_ON_SCENES = ("fid", "fid_ref", "fid_delta", "kid", "precision", "recall")
+_ON_SCENES = ("fid", "fid_ref", "fid_delta", "kid", "kid_delta", "precision", "recall")
 """Metrics that are formed on the embedded world without weights."""
 
 

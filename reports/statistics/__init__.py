@@ -1,16 +1,15 @@
-"""Intervals, paired comparisons and distances of distributions. Pure functions of NumPy and SciPy."""
+"""Intervals and paired comparisons. Pure functions of NumPy and SciPy."""
 
 from harness.reports.statistics.comparisons import (
-    Standing,
+    ALPHA,
     holm,
+    mcnemar_p,
     minimum_detectable_effect,
     paired_bca,
     paired_p_value,
     paired_t,
     prompts_needed,
-    standing,
 )
-from harness.reports.statistics.distributions import fid_difference, kid_difference
 from harness.reports.statistics.intervals import (
     CONFIDENCE,
     Interval,
@@ -20,19 +19,17 @@ from harness.reports.statistics.intervals import (
 )
 
 __all__ = [
+    "ALPHA",
     "CONFIDENCE",
     "Interval",
-    "Standing",
     "bca_interval",
-    "fid_difference",
     "holm",
-    "kid_difference",
+    "mcnemar_p",
     "minimum_detectable_effect",
     "paired_bca",
     "paired_p_value",
     "paired_t",
     "prompts_needed",
-    "standing",
     "t_interval",
     "wilson_interval",
 ]

@@ -1,13 +1,12 @@
-"""Comparisons of cells prompt by prompt: differences, tests, correction for many, ties, power."""
+"""Comparisons of cells prompt by prompt: differences, tests, correction for many, power."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import nctdtr, stdtr, stdtrit
+from scipy.special import bdtr, nctdtr, stdtr, stdtrit
 
 from harness.reports.statistics.intervals import CONFIDENCE, Interval, bca_interval, t_interval
 
@@ -16,26 +15,6 @@ POWER = 0.8
 _MOST_PROMPTS = 10_000_000
 
 Values = Sequence[float | None]
-
-
-class Standing(NamedTuple):
-    """How the cells of one column stand to the best of them.
-
-    Attributes:
-        best: index of the cell with the best mean, or None when no cell has a value.
-        ties: indices of the other cells that cannot be told apart from it, in order.
-        p_values: Holm-adjusted two-sided p-value of each cell against the best; None for the best itself and
-            for cells without a value.
-    """
-
-    best: int | None
-    ties: tuple[int, ...]
-    p_values: tuple[float | None, ...]
-
-    @property
-    def alone(self) -> bool:
-        """Whether the best is significantly better than every other cell: what may be printed bold."""
-        return self.best is not None and not self.ties
 
 
 def paired_t(a: Values, b: Values) -> Interval:
@@ -79,6 +58,30 @@ def paired_p_value(a: Values, b: Values) -> float | None:
     return 2.0 * float(stdtr(differences.size - 1, -statistic))
 
 
+def mcnemar_p(a: Values, b: Values) -> float | None:
+    """Return the two-sided p-value of McNemar's exact test of equal shares.
+
+    Args:
+        a: 1 where the answer was right, 0 where it was wrong; element i belongs to the same prompt as element
+            i of `b`.
+        b: as many answers. A pair with None on either side is left out.
+
+    Returns:
+        The binomial probability, under 1/2, of discordant pairs at least as uneven as these; 1 without
+        discordant pairs, None without pairs.
+
+    Raises:
+        ValueError: the two differ in length, or an answer is neither 0 nor 1.
+    """
+    pairs = _pairs(a, b)
+    if not all(answer in (0.0, 1.0) for pair in pairs for answer in pair):
+        raise ValueError("McNemar's test takes answers that are 0 or 1")
+    if not pairs:
+        return None
+    only_a, only_b = sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)
+    return min(1.0, 2.0 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return p-values adjusted by Holm's step-down procedure (Scand. J. Statist. 1979).
 
@@ -103,36 +106,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         running = max(running, min(1.0, (len(made) - rank) * p))
         adjusted[index] = running
     return adjusted
-
-
-def standing(columns: Sequence[Values], better: Literal["higher", "lower"], alpha: float = ALPHA) -> Standing:
-    """Compare the cells of one column, prompt by prompt, with the best of them.
-
-    Args:
-        columns: per cell, its values by prompt, all of the same prompts in the same order.
-        better: which direction is better.
-        alpha: family-wise error of the comparisons with the best.
-
-    Returns:
-        See `Standing`. A cell that cannot be compared with the best (fewer than two common prompts) is a tie:
-        nothing says that it is worse.
-
-    Raises:
-        ValueError: the columns differ in length.
-    """
-    means = [_mean(values) for values in columns]
-    known = [index for index, mean in enumerate(means) if mean is not None]
-    if not known:
-        return Standing(None, (), (None,) * len(columns))
-    sign = 1.0 if better == "higher" else -1.0
-    best = max(known, key=lambda index: sign * (means[index] or 0.0))
-    others = [index for index in known if index != best]
-    raw = [paired_p_value(columns[best], columns[index]) for index in others]
-    adjusted: list[float | None] = [None] * len(columns)
-    for index, p in zip(others, holm(raw), strict=True):
-        adjusted[index] = p
-    ties = tuple(index for index in others if (p := adjusted[index]) is None or p > alpha)
-    return Standing(best, ties, tuple(adjusted))
 
 
 def minimum_detectable_effect(sd: float, n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
@@ -203,12 +176,12 @@ def _power(noncentrality: float, n: int, critical: float) -> float:
     return upper + (lower if math.isfinite(lower) else 0.0)
 
 
-def _differences(a: Values, b: Values) -> list[float]:
+def _pairs(a: Values, b: Values) -> list[tuple[float, float]]:
+    """Return the pairs of which neither is missing."""
     if len(a) != len(b):
         raise ValueError(f"paired observations differ in number: {len(a)} and {len(b)}")
-    return [x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
 
 
-def _mean(values: Values) -> float | None:
-    seen = [value for value in values if value is not None]
-    return sum(seen) / len(seen) if seen else None
+def _differences(a: Values, b: Values) -> list[float]:
+    return [x - y for x, y in _pairs(a, b)]

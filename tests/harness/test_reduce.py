@@ -15,7 +15,7 @@ from harness.metrics.fid import fid
 from harness.metrics.scene import SceneWorld
 from harness.reduce import CellData, reduce_cell
 
-DISTRIBUTIONS = {"fid", "fid_ref", "fid_delta", "kid", "precision", "recall"}
+DISTRIBUTIONS = {"fid", "fid_ref", "fid_delta", "kid", "kid_delta", "precision", "recall"}
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from harness.reports.statistics import (
     bca_interval,
     holm,
+    mcnemar_p,
     minimum_detectable_effect,
     paired_bca,
     paired_p_value,
     paired_t,
     prompts_needed,
-    standing,
     t_interval,
 )
 
@@ -116,28 +116,18 @@ def test_holm_keeps_the_family_wise_error():
     assert np.mean(false) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
 
 
-def test_standing_tells_the_best_from_ties_and_losers():
-    rng = np.random.default_rng(8)
-    difficulty = rng.normal(30.0, 6.0, 64)  # shared by all cells: unpaired tests would see nothing
-    best = difficulty + 1.0 + rng.normal(0, 0.3, 64)
-    tie = best + rng.normal(-0.01, 0.3, 64)
-    worse = difficulty + rng.normal(0, 0.3, 64)
-    columns = [worse.tolist(), best.tolist(), tie.tolist(), [None] * 64]
-    found = standing(columns, "higher")
-    assert found.best == 1
-    assert found.ties == (2,)
-    assert not found.alone
-    assert found.p_values[0] < 1e-6
-    assert found.p_values[1] is None
-    assert found.p_values[3] is None
-    lower = standing([[-v if v is not None else None for v in column] for column in columns], "lower")
-    assert lower == found
-    assert standing([columns[0], columns[1]], "higher").alone
-    assert standing([[None]], "higher") == (None, (), (None,))
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 0), (3, 9), (4, 4)])
+def test_mcnemar_is_the_binomial_sum_over_discordant_pairs(only_a, only_b):
+    a = [1.0] * only_a + [0.0] * only_b + [1.0] * 6
+    b = [0.0] * only_a + [1.0] * only_b + [1.0] * 6
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n
+    assert mcnemar_p(a, b) == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_standing_calls_a_cell_that_cannot_be_compared_a_tie():
-    assert standing([[1.0, None], [None, 0.0]], "higher").ties == (1,)
+def test_mcnemar_refuses_what_is_no_answer():
+    with pytest.raises(ValueError, match="0 or 1"):
+        mcnemar_p([0.5], [1.0])
 
 
 def test_minimum_detectable_effect_is_found_as_often_as_it_says():
