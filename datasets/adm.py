@@ -12,14 +12,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import UserError
 
-_STATISTICS = (("mu", 1), ("sigma", 2), ("mu_s", 1), ("sigma_s", 2))
+_POOL, _SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
 _IMAGES = "arr_0"
 _LARGEST_SIDE = 4096
 """Of features and of images; a file that declares more is not a reference batch, whatever it holds."""
@@ -28,22 +28,25 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedE
 T = TypeVar("T")
 
 
+class Moments(NamedTuple):
+    """Mean and covariance of features: float64 [d] and [d, d]."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class AdmReference:
-    """What a reference batch holds.
+    """What a reference batch holds; ADM's own hold everything.
 
     Attributes:
-        mu: mean of the pooled features, float64 [d].
-        sigma: their covariance, float64 [d, d].
-        mu_s: mean of the spatial features, float64 [s].
-        sigma_s: their covariance, float64 [s, s].
-        images: shape of the images, (n, height, width, 3), or None when the file holds none.
+        pool: moments of the pooled features, or None when the file holds none.
+        spatial: moments of the spatial features, or None.
+        images: shape of the images, (n, height, width, 3), or None.
     """
 
-    mu: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    mu_s: NDArray[np.float64]
-    sigma_s: NDArray[np.float64]
+    pool: Moments | None
+    spatial: Moments | None
     images: tuple[int, int, int, int] | None
 
 
@@ -51,16 +54,15 @@ def read_adm(path: Path) -> AdmReference:
     """Read the statistics of a reference batch; the images stay in the file (`adm_images`).
 
     Raises:
-        UserError: the file is missing, no .npz, damaged, holds a pickled object, or has other shapes.
+        UserError: the file is missing, no .npz, damaged, holds a pickled object, has other shapes, or holds
+            neither statistics nor images.
     """
 
     def read(archive: zipfile.ZipFile) -> AdmReference:
-        parts = {name: _statistic(archive, name, rank) for name, rank in _STATISTICS}
-        for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-            d = len(parts[mean])
-            if parts[covariance].shape != (d, d):
-                raise ValueError(f"{covariance} has shape {parts[covariance].shape}, {mean} has {d} features")
-        return AdmReference(**parts, images=_image_shape(archive))
+        found = AdmReference(_moments(archive, _POOL), _moments(archive, _SPATIAL), _image_shape(archive))
+        if found == AdmReference(None, None, None):
+            raise ValueError(f"it holds neither images ({_IMAGES}) nor moments ({', '.join(_POOL)})")
+        return found
 
     return _opened(path, read)
 
@@ -115,9 +117,19 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[np.ge
     return shape, dtype
 
 
+def _moments(archive: zipfile.ZipFile, names: tuple[str, str]) -> Moments | None:
+    held = [name for name in names if f"{name}.npy" in archive.namelist()]
+    if not held:
+        return None
+    if len(held) < len(names):
+        raise ValueError(f"it holds {held[0]} alone of {' and '.join(names)}")
+    mean, covariance = (_statistic(archive, name, rank) for rank, name in enumerate(names, start=1))
+    if covariance.shape != (len(mean), len(mean)):
+        raise ValueError(f"{names[1]} has shape {covariance.shape}, {names[0]} has {len(mean)} features")
+    return Moments(mean, covariance)
+
+
 def _statistic(archive: zipfile.ZipFile, name: str, rank: int) -> NDArray[np.float64]:
-    if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"it holds no {name}")
     with archive.open(f"{name}.npy") as file:
         shape, dtype = _header(file, name)
         if len(shape) != rank or dtype.kind != "f" or not all(1 <= size <= _LARGEST_SIDE for size in shape):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -11,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.canonical import digest_bytes, digest_file, digest_json
+from harness.datasets.adm import adm_images, read_adm
 from harness.errors import UserError
 from harness.metrics.extractors import BATCH
 from harness.metrics.fid import Gaussian, gaussian_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-"""Names of ADM's stored moments by the feature of Inception-v3 they are of."""
 
 
 class Images(Protocol):
@@ -48,6 +46,22 @@ class Array:
         """Yield runs of up to 16 images."""
         for start in range(0, len(self._images), BATCH):
             yield self._images[start : start + BATCH]
+
+
+class Archive:
+    """The images of ADM's .npz, read batch by batch: those of ImageNet at 256² are 10 GB."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the file; `read_adm` has found images in it."""
+        self._path = path
+
+    def digest(self) -> str:
+        """Return the digest of the file."""
+        return digest_file(self._path)
+
+    def batches(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield runs of up to 16 images; raises UserError when the file is damaged."""
+        return adm_images(self._path, BATCH)
 
 
 class Folder:
@@ -108,48 +122,23 @@ class RealImages:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a folder or an .npz file; arrays are read without unpickling.
+        """Open a folder or an .npz file.
 
         Raises:
             UserError: it is neither, or it is damaged.
         """
-        self._moments: dict[str, Gaussian] = {}
         self.images: Images | None = None
+        self._moments: dict[str, Gaussian] = {}
         if path.is_dir():
             self.images = Folder(path)
             return
-        arrays = _read_npz(path)
-        pictures = arrays.get("arr_0")
-        if pictures is not None:
-            if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
-                raise UserError(f"{path.name}: arr_0 is {pictures.dtype} {pictures.shape}, not images")
-            self.images = Array(np.asarray(pictures, dtype=np.uint8))
-        for feature, (mean, covariance) in _MOMENTS.items():
-            if mean in arrays and covariance in arrays:
-                self._moments[feature] = _gaussian(path, arrays[mean], arrays[covariance])
-        if self.images is None and not self._moments:
-            raise UserError(f"{path.name} holds neither images (arr_0) nor moments (mu, sigma)")
+        found = read_adm(path)
+        if found.images is not None:
+            self.images = Archive(path)
+        for feature, moments in (("pool", found.pool), ("spatial", found.spatial)):
+            if moments is not None:
+                self._moments[feature] = gaussian_of(*moments)
 
     def moments(self, feature: str) -> Gaussian | None:
         """Return the stored moments of `pool` or `spatial`, or None; they are over more images than arr_0."""
         return self._moments.get(feature)
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
-    names = ("arr_0", *(name for pair in _MOMENTS.values() for name in pair))
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not hasattr(stored, "files"):
-                raise ValueError("one array, not an archive of named ones")
-            return {name: stored[name] for name in names if name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path.name} is not an .npz of images: {error}") from error
-
-
-def _gaussian(path: Path, mean: NDArray[np.generic], covariance: NDArray[np.generic]) -> Gaussian:
-    mu, sigma = mean.astype(np.float64), covariance.astype(np.float64)
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(f"{path.name}: moments of shapes {mu.shape} and {sigma.shape} do not belong together")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path.name}: its moments are not finite")
-    return gaussian_of(mu, sigma)

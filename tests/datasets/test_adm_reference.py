@@ -40,9 +40,11 @@ def batch(folder: Path, **changed: Any) -> Path:
 def test_statistics_and_images(tmp_path: Path) -> None:
     path = batch(tmp_path)
     reference = read_adm(path)
-    for name in ("mu", "sigma", "mu_s", "sigma_s"):
-        assert getattr(reference, name).dtype == np.float64
-        np.testing.assert_array_equal(getattr(reference, name), GOOD[name])
+    for found, names in ((reference.pool, ("mu", "sigma")), (reference.spatial, ("mu_s", "sigma_s"))):
+        assert found is not None
+        for values, name in zip(found, names, strict=True):
+            assert values.dtype == np.float64
+            np.testing.assert_array_equal(values, GOOD[name])
     assert reference.images == (7, 4, 4, 3)
     batches = list(adm_images(path, 3))
     assert [len(images) for images in batches] == [3, 3, 1]
@@ -53,6 +55,9 @@ def test_a_compressed_batch_without_images(tmp_path: Path) -> None:
     path = tmp_path / "small.npz"
     np.savez_compressed(path, **{name: value for name, value in GOOD.items() if name != "arr_0"})
     assert read_adm(path).images is None
+    np.savez_compressed(path, arr_0=GOOD["arr_0"], mu=GOOD["mu"], sigma=GOOD["sigma"])
+    assert read_adm(path).spatial is None
+    np.savez_compressed(path, mu=GOOD["mu"], sigma=GOOD["sigma"])
     with pytest.raises(UserError, match="holds no images"):
         next(adm_images(path, 1))
 
@@ -60,7 +65,8 @@ def test_a_compressed_batch_without_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mu": None}, "it holds no mu"),
+        ({"mu": None}, "it holds sigma alone of mu and sigma"),
+        (dict.fromkeys(GOOD), "neither images"),
         ({"mu": np.array([Executes()] * D)}, "mu holds pickled objects"),
         ({"arr_0": np.array([Executes()])}, "arr_0 holds pickled objects"),
         ({"sigma": np.zeros((D, D + 1))}, "sigma has shape"),

@@ -119,10 +119,10 @@ class Payload:
 def test_archives_are_never_unpickled(tmp_path: Path) -> None:
     file, trace = tmp_path / "ref.npz", tmp_path / "ran"
     np.savez(file, arr_0=np.array([Payload(trace)], dtype=object))
-    with pytest.raises(UserError, match=r"ref\.npz is not an \.npz of images"):
+    with pytest.raises(UserError, match=r"ref\.npz cannot be read as ADM"):
         RealImages(file)
     file.write_bytes(pickle.dumps(Payload(trace)))
-    with pytest.raises(UserError, match=r"ref\.npz is not an \.npz of images"):
+    with pytest.raises(UserError, match=r"ref\.npz cannot be read as ADM"):
         RealImages(file)
     assert not trace.exists()
 
@@ -131,8 +131,8 @@ def test_archives_are_never_unpickled(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"other": np.zeros(3)}, "neither images"),
-        ({"arr_0": np.zeros((2, 4, 4, 3))}, "not images"),
-        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "do not belong together"),
+        ({"arr_0": np.zeros((2, 4, 4, 3))}, "not uint8 images"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "sigma has shape"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "not finite"),
     ],
 )
