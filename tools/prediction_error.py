@@ -27,7 +27,8 @@ from harness.methods import registry as methods
 from harness.methods.contract import QuantizeJob
 from harness.models import registry as models
 from harness.models.card import ModelCard
-from harness.models.load import load_pipeline, locate
+from harness.models.load import load_pipeline
+from harness.models.locate import locate
 from harness.models.roles import hidden_width, targets
 
 CALIBRATION_PROMPTS, SEED = 16, 0
