@@ -14,6 +14,7 @@ from harness.reports.page.images import Gallery, embed, find_images
 from harness.reports.page.layers import read_layers
 from harness.reports.record import Record
 from harness.reports.rows import REFERENCE, grouped, mark_twins, row
+from harness.reports.significance import TIED_MARK
 from harness.reports.validation import finite
 
 LIMIT = 50_000_000
@@ -87,7 +88,8 @@ def build(records: Iterable[Record], source: Source) -> PageData:
         "cells": cells,
         "environments": [json.loads(text) for text in environments],
         "protocol": clean_all(finite(dict(source.protocol))),
-        "notes": list(lay_out(ordered).notes),
+        # The page marks no ties: what is in view, and so what is best, is the reader's choice.
+        "notes": [note for note in lay_out(ordered).notes if not note.startswith(TIED_MARK)],
     }
     gallery = _gallery(groups.values(), source, _size(head) + sum(map(_size, details)))
     for record, detail in zip(ordered, details, strict=True):
