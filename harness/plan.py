@@ -104,15 +104,22 @@ class Plan:
 
 @dataclass
 class _Grid:
-    """What `make_plan` has settled before it forms cells; `data` is the digest of a prompt set's file."""
+    """What `make_plan` has settled before it forms cells.
+
+    Attributes:
+        data: by dataset, the digest of its file, if it is read from one.
+        calibration_data: by dataset, the digest of the file its calibration prompts are read from.
+    """
 
     world: World
     protocol: EffectiveProtocol
     device: str
     data_paths: dict[str, Path]
     fingerprint: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, list[Prompt]] = field(default_factory=dict)
     calibration_prompts: dict[str, list[Prompt]] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
+    calibration_data: dict[str, str] = field(default_factory=dict)
 
 
 def make_plan(request: Request, world: World) -> Plan:
@@ -135,12 +142,14 @@ def make_plan(request: Request, world: World) -> Plan:
         name: evaluation_prompts(found, request.prompts, protocol, data_paths.get(name))
         for name, found in sets.items()
     }
-    grid = _Grid(world, protocol, world.device(request.device), data_paths)
+    grid = _Grid(world, protocol, world.device(request.device), data_paths, prompts=prompts)
     grid.fingerprint = world.fingerprint(grid.device)
     for name, found in sets.items():
         used = calibrated_on.get(name)
         path = None if used is None else data_paths.get(used.name)
-        grid.calibration_prompts[name] = calibration_prompts(used, protocol, path)
+        grid.calibration_prompts[name] = calibration_prompts(used, name, protocol, path)
+        if used is not None and path is not None:
+            grid.calibration_data[name] = file_digest(used, path)
         if name in data_paths:
             grid.data[name] = file_digest(found, data_paths[name])
     paths = choose_model_paths(request.model_paths, models, world)
@@ -199,6 +208,12 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
     }
     if setting.dataset in grid.data:
         hashed["data"] = grid.data[setting.dataset]
+    if (
+        method is not None and setting.dataset in grid.calibration_data
+    ):  # a method may train without calibrating
+        hashed["calibration_data"] = grid.calibration_data[setting.dataset]
+    if setting.model.card:
+        hashed["card"] = setting.model.card
     key = digest_json(hashed)[:KEY_DIGITS]
     identity = Identity(
         cell=key,
@@ -245,10 +260,10 @@ def _calibration_key(grid: _Grid, setting: Setting) -> str:
 def _unfit(grid: _Grid, setting: Setting) -> str | None:
     """Why a model cannot draw what a prompt set asks for, or None."""
     condition = setting.model.condition
-    classes = all("class" in prompt.facts for prompt in grid.calibration_prompts[setting.dataset])
+    classes = all("class" in prompt.facts for prompt in grid.prompts[setting.dataset])
     if condition == "class" and not classes:
         return f"{setting.model.name} draws classes; dataset {setting.dataset} has captions"
-    if condition == "text" and classes and grid.calibration_prompts[setting.dataset]:
+    if condition == "text" and classes:
         return f"{setting.model.name} reads captions; dataset {setting.dataset} has classes"
     return None
 

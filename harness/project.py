@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from harness.datasets.contract import Prompt, PromptSet
     from harness.methods.contract import LayerTarget
+    from harness.methods.training.trajectories import Teacher
     from harness.models.card import ModelCard
     from harness.reports.record import Metric
 
@@ -132,9 +133,18 @@ class ModelSession:
 
         name = self._protocol.get("calibration_dataset") or self._dataset
         found, path, order = registry.get(name), self._data_paths.get(name), self._protocol["selection"]
-        if name == self._dataset:
+        if name == self._dataset:  # as `harness.prompting.calibration_prompts`
             return calibration_of(found, count, order, path)
         return select(found, min(count, found.count(path)), order, path)
+
+    def _teacher(self) -> Teacher | None:
+        """Return what samples trajectories; None where a trajectory is not one call a step, prompts last."""
+        from harness.trajectory import PipelineTeacher
+
+        twice_at_a_step = type(self._pipeline.scheduler).__name__ == "PNDMScheduler"
+        if twice_at_a_step or self._card.pipeline == "DiTPipeline":
+            return None
+        return PipelineTeacher(self._pipeline, self._card, self._training_prompts, self._seed)
 
     def calibrate(self, prompts: Sequence[Prompt], path: Path) -> None:
         """Record the input statistics of every layer the policy may quantize."""
@@ -154,7 +164,6 @@ class ModelSession:
         from harness.methods import registry
         from harness.methods.contract import QuantizeJob
         from harness.models.roles import hidden_width, targets
-        from harness.trajectory import PipelineTeacher
 
         self._targets = targets(self._card, self._denoiser, *bits, self._policy)
         job = QuantizeJob(
@@ -166,7 +175,7 @@ class ModelSession:
             width=hidden_width(self._denoiser),
             embedded=self._card.embedded,
             seed=self._seed,
-            teacher=PipelineTeacher(self._pipeline, self._card, self._training_prompts, self._seed),
+            teacher=self._teacher(),
             workspace=workspace,
         )
         config = registry.configure(method.name, method.overrides)
@@ -299,7 +308,7 @@ class Project:
         path = (fetch(card) if fetched else locate(card, paths)).absolute()
         variant = None if card.hub is None else card.hub.variant
         files, _ = weight_files(path / card.denoiser, variant)
-        policy_of(card, protocol.get("policy", "harness"))
+        policy = policy_of(card, protocol.get("policy", "harness"))
         sampling = asdict(card.sampling)
         pixels = card.sampling.height * card.sampling.width
         return ModelFacts(
@@ -313,6 +322,10 @@ class Project:
             file_bytes=sum(file.stat().st_size for file in files if file.is_file()),
             stamp=files_stamp(path),
             condition=card.condition,
+            card={}
+            if card.embedded
+            else {"family": card.family, "latents": card.latents, "policy": policy}
+            | {"timestep_unit": card.timestep_unit},
         )
 
     def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:

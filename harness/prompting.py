@@ -46,14 +46,17 @@ def calibration_sets(
 
 
 def calibration_prompts(
-    prompts: PromptSet | None, protocol: EffectiveProtocol, path: Path | None
+    prompts: PromptSet | None, evaluated: str, protocol: EffectiveProtocol, path: Path | None
 ) -> list[Prompt]:
-    """Return the prompts to calibrate on; none without a set."""
+    """Return the prompts to calibrate on; none without a set.
+
+    A set that is evaluated too gives prompts that are not evaluated, as far as it has them.
+    """
     if prompts is None:
         return []
     base = protocol.base
     n = base.calibration_prompts
-    if base.calibration_dataset is None:
+    if prompts.name == evaluated:
         found = calibration_of(prompts, n, base.selection, path)
     else:
         found = select(prompts, n, base.selection, path)

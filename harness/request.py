@@ -102,6 +102,8 @@ def choose_methods(request: Request, world: World) -> list[MethodFacts]:
     members: list[tuple[str, Mapping[str, str]]] = []
     for text in dict.fromkeys(asked):
         name, colon, label = text.partition(":")
+        if name == "all" and colon:
+            raise UserError(f"{text!r}: the methods of `all` have no set in common; give METHOD:SET")
         world.method(name, {})  # an unknown method is reported before a setting of it
         members += [(name, member) for member in (world.variants(name, label) if colon else ({},))]
     for name in overrides:

@@ -132,6 +132,8 @@ class RunStore:
             there = (self.root / "run.json").is_file()
         except OSError as error:
             raise UserError(f"cannot read {self.root}: {error.strerror}") from error
+        if not there and not self.root.exists():
+            raise UserError(f"{self.root} does not exist")
         if not there:
             raise UserError(f"{self.root} is not a run folder (it has no run.json)")
         held = read_json(self.root / "run.json")

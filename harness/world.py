@@ -34,6 +34,7 @@ class ModelFacts:
         weight_bytes: of the unquantized denoiser at 16 bits a weight.
         file_bytes: of the denoiser's weight files.
         condition: what it draws: `text`, `class` or `none`.
+        card: what else of its card decides images, JSON types; empty for a model that ships.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelFacts:
     file_bytes: int
     stamp: str = ""
     condition: str = "text"
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

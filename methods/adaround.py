@@ -2,7 +2,7 @@
 
 With W' = s * clip(floor(W / s) + h(V) + z, 0, 2^b - 1) and h the rectified sigmoid, minimise per layer
 
-    tr((W' - W) H (W' - W)^T) / rows + weight * sum(1 - |2 h(V) - 1|^beta)
+    tr((W' - W) H (W' - W)^T) + weight * sum(1 - |2 h(V) - 1|^beta)
 
 by Adam, H = X^T X / n of the quantized inputs, beta falling so that every h ends at 0 or 1. The gradient is
 written out: the loss is quadratic in W'.

@@ -144,8 +144,8 @@ def _read_record(run_folder: Path, path: Path) -> Record:
     if not path.resolve().is_relative_to(run_folder.resolve()):
         raise ValueError(f"{path}: leads outside the run folder")
     try:
-        record = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        record = _parse(_text(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     if record.identity.cell != path.parent.name:
         raise ValueError(f"{path}: is the record of another cell, {record.identity.cell!r:.80}")
@@ -156,7 +156,7 @@ def _read_lines(path: Path) -> list[Record]:
     """Read a file of records, one in each line."""
     records: dict[str, Record] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = _text(path).split("\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -172,10 +172,20 @@ def _read_lines(path: Path) -> list[Record]:
     return [records[key] for key in sorted(records)]
 
 
+def _text(path: Path) -> str:
+    """Read a file; raises OSError, or ValueError when it is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("damaged: no UTF-8 text") from None
+
+
 def _parse(text: str) -> Record:
     """Parse and check one record; raises ValueError."""
     try:
         return Record.from_json(json.loads(text, parse_constant=_refuse_constant))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"damaged: no JSON ({error})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

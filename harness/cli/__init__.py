@@ -65,9 +65,8 @@ def call(arguments: list[str]) -> int:
     """Run the command line.
 
     Returns:
-        0 all cells ok, 1 some cell failed, 2 the user's mistake, 130 interrupted; of `gate` 0 passed,
-        1 failed, 3 undecided.
-        0 all cells ok, 1 some cell failed or a checked file differs, 2 the user's mistake, 130 interrupted.
+        0 all cells ok, 1 some cell failed, a checked file differs, a method or the gate fails, 2 the user's
+        mistake, 3 the gate is undecided, 130 interrupted.
     """
     try:
         result = app(args=arguments or ["--help"], prog_name="harness", standalone_mode=False)

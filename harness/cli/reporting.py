@@ -64,6 +64,7 @@ def _page(run: Path, records: Sequence[Record]) -> str:
     Prompts that were read from a file of the user's are not in the run folder; the page numbers them.
     """
     from harness.datasets import registry
+    from harness.datasets.selection import select
     from harness.metrics import METRICS
     from harness.reports import page
     from harness.store import RunStore
@@ -72,11 +73,15 @@ def _page(run: Path, records: Sequence[Record]) -> str:
     for record in records:
         name = record.identity.dataset
         counts[name] = max(counts.get(name, 0), record.result.n)
+    protocol = RunStore(run).header()["protocol"]
+    order = protocol.get("selection", "nesting order")
     shipped = [name for name in counts if name in registry.names() and not registry.get(name).takes_path]
     source = page.Source(
         run_folder=run,
-        protocol=RunStore(run).header()["protocol"],
-        captions={name: [p.text for p in registry.get(name).prompts(counts[name])] for name in shipped},
+        protocol=protocol,
+        captions={
+            name: [p.text for p in select(registry.get(name), counts[name], order)] for name in shipped
+        },
         better={name: spec.better for name, spec in METRICS.items()},
     )
     try:

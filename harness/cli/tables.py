@@ -19,16 +19,20 @@ Source = TypeVar("Source")
 
 
 def chosen_format(fmt: str | None, valid: Sequence[str], file: Path | None) -> str:
-    """Return the format that is asked for, or the one that the name of the file implies, or the first valid.
+    """Return the format asked for, or the one of the file's ending, or without either the first valid one.
 
     Raises:
-        UserError: there is no such format.
+        UserError: there is no such format, or the name's ending is of none.
     """
     from harness.reports.tables.check import SUFFIXES
 
     if fmt is None:
-        implied = SUFFIXES.get(file.suffix.lower(), "") if file is not None else ""
-        return implied if implied in valid else valid[0]
+        if file is None or not file.suffix:
+            return valid[0]
+        implied = SUFFIXES.get(file.suffix.lower(), "")
+        if implied not in valid:
+            raise UserError(f"no format is known by {file.suffix}; give --format {'|'.join(valid)}")
+        return implied
     if fmt not in valid:
         raise unknown("format", fmt, valid)
     return fmt

@@ -10,6 +10,7 @@ PROTOCOLS = (
         selection="shuffled by Random(0)",
         seed=0,
         block=8,
+        policy="published",
         models={"sd-1.4": ModelSettings("float32", 50, 7.5, 512, 512)},
         published_n=10_000,
         source=(

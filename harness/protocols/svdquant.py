@@ -30,8 +30,8 @@ PROTOCOLS = (
         source=(
             "arXiv 2411.05007 and the code of deepcompressor 0.0.2. Settled here: SDXL's guidance, which "
             "the code leaves to the library (5.0); calibration on whole trajectories of the 128 prompts, "
-            "where the code draws 128 denoiser calls of them; models that the paper does not have follow "
-            "their cards."
+            "where the code draws 128 denoiser calls of them; models that the paper does not have need "
+            "a policy of their own papers in their cards."
         ),
         fetches=("mjhq", "sdci", "qdiff"),
     ),

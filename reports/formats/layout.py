@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -292,10 +291,3 @@ def _counts(flats: Sequence[dict[str, Any]]) -> list[int]:
 def _distinct(values: Iterable[object]) -> str:
     """Join the different values in order of first appearance."""
     return ", ".join(dict.fromkeys(str(value) for value in values))
-
-
-def sort_value(entry: Entry) -> str:
-    """Return an entry's value as text for sorting by a program, empty when it has none."""
-    if isinstance(entry.value, float) and not math.isfinite(entry.value):
-        return ""
-    return "" if entry.value is None else str(entry.value)

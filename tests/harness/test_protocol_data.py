@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.cli import call
+from harness.datasets import registry
 from harness.datasets.contract import Prompt
 from harness.datasets.leaks import coco_number, described_images, overlap
 from harness.project import effective_card
+from harness.prompting import calibration_prompts, evaluation_prompts
 from harness.protocols import EffectiveProtocol, ModelSettings, for_model, names, settle
 
 WANTED = ("scenes-default", "svdquant-2024", "mlperf-sdxl", "mpqdm-sd14-coco10k", "adm-50k")
@@ -167,3 +169,31 @@ def test_a_dry_run_on_a_file_of_captions(
     assert call([*common, "--methods", "nf4", "--prompts", "13"]) == 2
     assert "coco has 12 prompts, not 13" in capsys.readouterr().err
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["captions.json", "qdiff.yaml"]
+
+
+def test_another_calibration_file_makes_another_cell(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco, qdiff = files
+
+    def key_of(calibration: str) -> str:
+        asked = ["run", "--dry-run", "--models", "tiny-dit", "--methods", "svdquant", "--bits", "4"]
+        asked += ["--prompts", "12", "--dataset", "coco", "--protocol", "svdquant-2024"]
+        paths = ["--data-path", f"coco={coco}", "--data-path", f"qdiff={calibration}"]
+        assert call([*asked, *paths, "--out", str(tmp_path / "run")]) == 0
+        return next(line.split()[0] for line in capsys.readouterr().out.splitlines() if " svdquant " in line)
+
+    other = tmp_path / "other.yaml"
+    text = Path(qdiff).read_text(encoding="utf-8")
+    other.write_text(text + "\n", encoding="utf-8")
+    assert key_of(qdiff) == key_of(qdiff) != key_of(str(other))
+
+
+def test_calibrating_on_the_evaluated_set_takes_other_prompts() -> None:
+    scenes = registry.get("scenes")
+    protocol = settle("scenes-default", None)
+    protocol = replace(protocol, base=replace(protocol.base, calibration_dataset="scenes"))
+    evaluated = {prompt.id for prompt in evaluation_prompts(scenes, 64, protocol, None)}
+    calibrated = calibration_prompts(scenes, "scenes", protocol, None)
+    assert len(calibrated) == protocol.base.calibration_prompts
+    assert evaluated.isdisjoint(prompt.id for prompt in calibrated)
