@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,8 @@ def planned_looks(available: int, looks: Sequence[int] = LOOKS) -> tuple[int, ..
     return (*(look for look in looks if look < last), last)
 
 
-def nominal_levels(looks: Sequence[int], alpha: float) -> tuple[float, ...]:
+@cache
+def nominal_levels(looks: tuple[int, ...], alpha: float) -> tuple[float, ...]:
     """Return the one-sided tail probability to test at on each look.
 
     Args:
