@@ -48,7 +48,7 @@ def parse_bits(text: str, act_bits: int | None = None) -> tuple[Bits, ...]:
 
 def _width(digits: str, shown: str) -> int:
     if not digits:
-        raise UserError("a bit width is missing; valid: 1-8 or 16, as in 2,3,4 or w4a4")
+        raise UserError("bits are missing; valid: 1-8 or 16, as in 2,3,4 or w4a4")
     if not re.fullmatch(r"\d{1,3}", digits, re.ASCII):
         raise UserError(f"bits {shown!r} is not a number; valid: 1-8 or 16, as in 2,3,4 or w4a4")
     width = int(digits)

@@ -71,8 +71,9 @@ def test_mistakes_are_one_line_and_code_2(toy, capsys, name):
     ("arguments", "message"),
     [
         (["list", "model"], "did you mean models"),
-        (["report", "/nowhere"], "is not a run folder"),
-        (["show", "/nowhere", "x"], "is not a run folder"),
+        (["report", "/nowhere"], "does not exist"),
+        (["show", "/nowhere", "x"], "does not exist"),
+        (["show", "/usr", "x"], "is not a run folder"),
         (["report", "/nowhere", "--format", "jsn"], "did you mean json"),
         (["rune"], "rune"),
     ],
