@@ -41,14 +41,14 @@ def plan_command(
     """Print cells, time, disk and the smallest difference that could be found, before running."""
     from rich.console import Console
 
-    from harness.cli.running import _split, print_plan
+    from harness.cli.running import print_plan, split_names
     from harness.run import forecast
     from harness.timings import Timings, read_timings
 
     seconds = None if budget is None else parse_budget(budget)
     request = Request(
-        models=_split(models),
-        methods=_split(methods),
+        models=split_names(models),
+        methods=split_names(methods),
         bits=bits,
         protocol=protocol,
         prompts=prompts,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from harness.plan import Plan
 
 
-def _split(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list by comma."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -61,11 +62,11 @@ def run_command(
 ) -> int:
     """Quantize, generate, measure and compare every cell of a grid."""
     request = Request(
-        models=_split(models),
-        methods=_split(methods),
+        models=split_names(models),
+        methods=split_names(methods),
         bits=bits,
         act_bits=act_bits,
-        datasets=_split(dataset),
+        datasets=split_names(dataset),
         protocol=protocol,
         prompts=prompts,
         seed=seed,

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.canonical import digest_file
 from harness.compat import ensure_torchvision, quiet_imports
 from harness.errors import UserError
 from harness.metrics.sources import Found
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -71,7 +65,7 @@ def check_published(found: Found) -> str:
         UserError: a cached file is not the published one.
     """
     names = [name for name in found.files if name.endswith((".pth", ".pt", ".bin", ".safetensors"))]
-    digests = {name: sha256(found.files[name]) for name in names}
+    digests = {name: digest_file(found.files[name]) for name in names}
     published = found.weights.published
     for name, digest in digests.items():
         if published and not digest.startswith(published):

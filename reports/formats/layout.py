@@ -244,6 +244,21 @@ def _rank(
                 flat.setdefault("standings", {})[name] = standing
 
 
+def how_computed(flats: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the footnotes on packed, simulated and reconstructed cells."""
+    notes = []
+    executions = {flat["execution"] for flat in flats if flat["method"] != REFERENCE}
+    if executions == {"packed"}:
+        notes.append("Every quantized cell is computed from its packed codes.")
+    elif "simulated" in executions:
+        notes.append(
+            f"{SIMULATED_MARK} simulated: floats rounded to the grid; the others compute from packed codes."
+        )
+    if any(flat["reconstruction"] for flat in flats):
+        notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
+    return notes
+
+
 def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
     """Return the footnotes, each a sentence or two in one line."""
     protocols = _distinct(f"{flat['protocol']} ({flat['protocol_hash']})" for flat in flats)
@@ -259,15 +274,7 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
         "MiB: 2^20 bytes of the whole denoiser's weights, packed, or 16 bits each where left alone. "
         "Ratio: to the reference.",
     ]
-    executions = {flat["execution"] for flat in flats if flat["method"] != REFERENCE}
-    if executions == {"packed"}:
-        notes.append("Every quantized cell is computed from its packed codes.")
-    elif "simulated" in executions:
-        notes.append(
-            f"{SIMULATED_MARK} simulated: floats rounded to the grid; the others compute from packed codes."
-        )
-    if any(flat["reconstruction"] for flat in flats):
-        notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
+    notes += how_computed(flats)
     if any("tied" in flat.get("standings", {}).values() for flat in flats):
         notes.append(f"{TIED_MARK} cannot be told from the best row of the same weight bits.")
     if any("twin" in flat for flat in flats):

@@ -8,7 +8,28 @@ from typing import Any
 from harness.reports.tables.notes import DERIVED, SECOND_HAND
 from harness.reports.tables.spec import ColumnSpec, Published, Where
 
-__all__ = ["DERIVED", "SECOND_HAND", "cell", "figures", "own_prompt_set", "reference", "side_by_side"]
+__all__ = [
+    "DERIVED",
+    "LEADING",
+    "MPQDM_CELLS",
+    "SECOND_HAND",
+    "cell",
+    "figures",
+    "own_prompt_set",
+    "reference",
+    "side_by_side",
+]
+
+MPQDM_CELLS: Where = {"method": ["reference", "ptq", "mpqdm", "mpqdmv2"]}
+"""Conditions on the cells that MPQ-DM's tables show."""
+LEADING = (
+    ColumnSpec("model"),
+    ColumnSpec("method"),
+    ColumnSpec("bits"),
+    ColumnSpec("source"),
+    ColumnSpec("weight_bytes", heading="MB published", published="size"),
+)
+"""Columns with which MPQ-DM's tables begin."""
 
 
 def figures(keys: Sequence[str], values: str, mark: str = "") -> dict[str, Published]:

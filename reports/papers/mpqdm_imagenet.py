@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from harness.reports.papers.lines import SECOND_HAND, cell, figures, own_prompt_set, reference, side_by_side
-from harness.reports.tables.spec import ColumnSpec, Line, TableSpec, Where
+from harness.reports.papers.lines import (
+    LEADING,
+    MPQDM_CELLS,
+    SECOND_HAND,
+    cell,
+    figures,
+    own_prompt_set,
+    reference,
+    side_by_side,
+)
+from harness.reports.tables.spec import Line, TableSpec, Where
 
 _MODEL = "ldm-4-imagenet"
 _KEYS = ("size", "inception_score", "fid", "sfid", "precision")
@@ -49,13 +58,9 @@ _LINES = (
 TABLE = TableSpec(
     name="mpqdm-imagenet",
     caption="MPQ-DM and its neighbours on ImageNet 256², LDM-4, published and own",
-    where={"method": ["reference", "ptq", "mpqdm", "mpqdmv2"]},
+    where=MPQDM_CELLS,
     columns=(
-        ColumnSpec("model"),
-        ColumnSpec("method"),
-        ColumnSpec("bits"),
-        ColumnSpec("source"),
-        ColumnSpec("weight_bytes", heading="MB published", published="size"),
+        *LEADING,
         *side_by_side(_FIGURES, {"dataset": "imagenet"}),
         *own_prompt_set(),
     ),

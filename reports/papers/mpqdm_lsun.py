@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from harness.reports.papers.lines import DERIVED, SECOND_HAND, cell, figures, own_prompt_set, reference
+from harness.reports.papers.lines import (
+    DERIVED,
+    LEADING,
+    MPQDM_CELLS,
+    SECOND_HAND,
+    cell,
+    figures,
+    own_prompt_set,
+    reference,
+)
 from harness.reports.tables.spec import ColumnSpec, Line, Published, TableSpec, Where
 
 _MODELS = {"Bedrooms LDM-4": "ldm-4-bedroom", "Churches LDM-8": "ldm-8-church"}
@@ -62,13 +71,9 @@ def _mpqdm(section: str) -> list[Line]:
 TABLE = TableSpec(
     name="mpqdm-lsun",
     caption="MPQ-DM and its neighbours on LSUN 256², FID, published and own",
-    where={"method": ["reference", "ptq", "mpqdm", "mpqdmv2"]},
+    where=MPQDM_CELLS,
     columns=(
-        ColumnSpec("model"),
-        ColumnSpec("method"),
-        ColumnSpec("bits"),
-        ColumnSpec("source"),
-        ColumnSpec("weight_bytes", heading="MB published", published="size"),
+        *LEADING,
         ColumnSpec("fid", heading="FID ↓ published", published="fid"),
         ColumnSpec("fid", {"dataset": ["unconditional", "lsun-bedroom", "lsun-church"]}, "FID ↓ own"),
         *own_prompt_set(),

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from harness.reports.papers.lines import DERIVED, SECOND_HAND, cell, figures, own_prompt_set, reference
+from harness.reports.papers.lines import (
+    DERIVED,
+    LEADING,
+    MPQDM_CELLS,
+    SECOND_HAND,
+    cell,
+    figures,
+    own_prompt_set,
+    reference,
+)
 from harness.reports.tables.spec import ColumnSpec, Line, Published, TableSpec, Where
 
 _MODEL = "sd-1.4"
@@ -29,13 +38,9 @@ def _noted(label: str, clip: str, mark: str) -> Line:
 TABLE = TableSpec(
     name="mpqdm-sd14",
     caption="MPQ-DM and its neighbours on Stable Diffusion v1.4, CLIP score, published and own",
-    where={"method": ["reference", "ptq", "mpqdm", "mpqdmv2"]},
+    where=MPQDM_CELLS,
     columns=(
-        ColumnSpec("model"),
-        ColumnSpec("method"),
-        ColumnSpec("bits"),
-        ColumnSpec("source"),
-        ColumnSpec("weight_bytes", heading="MB published", published="size"),
+        *LEADING,
         ColumnSpec("clip_score", heading="CLIP score ↑ published", published="clip"),
         ColumnSpec("clip_score", {"dataset": "coco"}, "CLIP score ↑ own"),
         *own_prompt_set(),

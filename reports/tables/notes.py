@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.reports.formats.layout import RECONSTRUCTION_MARK, SIMULATED_MARK, bits_label, method_label
-from harness.reports.rows import REFERENCE
+from harness.reports.formats.layout import bits_label, how_computed, method_label
 from harness.reports.significance import TIED_MARK
 from harness.reports.tables.figures import figure
 from harness.reports.tables.select import Flat, TableRow
@@ -102,15 +101,7 @@ def _cell_notes(flats: Sequence[Flat]) -> list[str]:
         "; ".join(f"{word} {_distinct(flat[key] for flat in flats)}" for word, key in settings.items()) + "."
     ]
     notes[0] = notes[0][0].upper() + notes[0][1:]
-    executions = {flat["execution"] for flat in flats if flat["method"] != REFERENCE}
-    if executions == {"packed"}:
-        notes.append("Every quantized cell is computed from its packed codes.")
-    elif "simulated" in executions:
-        notes.append(
-            f"{SIMULATED_MARK} simulated: floats rounded to the grid; the others compute from packed codes."
-        )
-    if any(flat["reconstruction"] for flat in flats):
-        notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
+    notes += how_computed(flats)
     if any("twin" in flat for flat in flats):
         notes.append("[key]: the same settings, run with other versions of the code, libraries or weights.")
     return notes

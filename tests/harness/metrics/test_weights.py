@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from harness.canonical import digest_file
 from harness.compat import ensure_torchvision, quiet_imports
 from harness.errors import UserError
 from harness.metrics.lpips import load_lpips, lpips_distances
 from harness.metrics.sources import WEIGHTS, find
-from harness.metrics.weights import load_tensors, sha256, single_thread
+from harness.metrics.weights import load_tensors, single_thread
 
 BACKBONE = WEIGHTS["lpips-alex"].file
 
@@ -105,7 +106,7 @@ def test_what_is_no_dict_of_tensors_is_refused(tmp_path: Path) -> None:
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(b"abc" * 100_000)
-    assert sha256(file) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert digest_file(file) == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
 def test_single_thread_restores_the_number_of_threads() -> None:
