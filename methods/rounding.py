@@ -51,14 +51,17 @@ class UniformRows:
 
     def take(self, rows: Tensor) -> UniformRows:
         """Return some of the rows (index or mask)."""
-        zero = None if self.codes.zero is None else self.codes.zero[rows]
-        return replace(self, codes=UniformCodes(self.codes.codes[rows], self.codes.scale[rows], zero))
+        return replace(self, codes=self.codes.take(rows))
 
     def again(self, weight: Tensor) -> UniformRows:
         """Round another matrix of the same shape with the same scales and zero points."""
-        scale, zero = self.codes.scale, self.codes.zero
-        codes = encode_uniform(weight, scale, zero, self.bits, grid=self.grid, group=self.group)
-        return replace(self, codes=UniformCodes(codes, scale, zero))
+        steps, zero = self.codes.steps, self.codes.zero
+        codes = encode_uniform(weight, steps, zero, self.bits, grid=self.grid, group=self.group)
+        return self.with_codes(codes)
+
+    def with_codes(self, codes: Tensor) -> UniformRows:
+        """Return the same grids with other codes, uint8 [rows, cols]."""
+        return replace(self, codes=replace(self.codes, codes=codes))
 
     def pack(self) -> PackedWeight:
         """Return the rows in packed storage."""
