@@ -17,6 +17,7 @@ from harness.kernels.quantizers.residual import (
     fit_binary_planes,
     nearest_codes,
 )
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.kernels.quantizers.uniform import (
     UniformCodes,
     dequantize_uniform,
@@ -159,6 +160,7 @@ def round_uniform(
     ranges: RangeRule = "mse",
     percentile: float = 99.9,
     steps: int = SHRINK_STEPS,
+    scale_format: ScaleFormat = "float",
 ) -> UniformRows | PlaneRows:
     """Round to the nearest point of a uniform grid per output channel or group.
 
@@ -173,15 +175,32 @@ def round_uniform(
         ranges: how its ends are found.
         percentile: share of the values inside, in per cent, for `ranges="percentile"`.
         steps: candidate ranges, for `ranges="mse"`.
+        scale_format: how the scales of groups are stored; other than `float` needs `group`.
+
+    Raises:
+        ValueError: the format does not hold the grid.
     """
     if bits == 1 and group is None:
         return round_planes(weight, 1)
     if bits == 1:
         grid = "midrise"
     codes = quantize_uniform(
-        weight, bits, grid=grid, group=group, ranges=ranges, percentile=percentile, steps=steps
+        weight,
+        bits,
+        grid=grid,
+        group=group,
+        ranges=ranges,
+        percentile=percentile,
+        steps=steps,
+        scale_format=scale_format,
     )
     return UniformRows(codes, bits, grid, group)
+
+
+def check_grouped(group: int, scales: ScaleFormat) -> None:
+    """Raise ValueError when a format of group scales is asked for without groups (`group` 0)."""
+    if not group and scales != "float":
+        raise ValueError(f"scales={scales} are for groups; set group too")
 
 
 def round_planes(weight: Tensor, planes: int, iterations: int = 15) -> PlaneRows:
