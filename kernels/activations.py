@@ -188,6 +188,12 @@ class ActQuantizer(StoredModule):
         shift = self._smoothed_shift(smooth, x.dim())
         return self._plain(x + shift, 0.0).sub_(shift)
 
+    @property
+    def largest_multiplier(self) -> int:
+        """The largest multiplier of a group with integer scales (see `scales`), 1 for other formats."""
+        largest = 2**self.bits - 1 if self.shift else 2 ** (self.bits - 1) - 1
+        return largest_multiplier(largest) if self.scale_format == "integer" else 1
+
     def codes(self, x: Tensor, smooth: Tensor | None = None) -> ActCodes:
         """Return what `forward` rounds to as codes and their parameters; arguments and errors as there.
 
@@ -222,11 +228,15 @@ class ActQuantizer(StoredModule):
     def _plain(self, x: Tensor, shift: float) -> Tensor:
         """Round values that are shifted already; `shift` moves a stored range alike."""
         if self.range is not None:
-            return self._round(x, *self._stored(shift))
+            return self._round(x, *self.stored_range(shift))
         return x if x.numel() == 0 else self._ranged(x)
 
-    def _stored(self, shift: float) -> tuple[Tensor, Tensor]:
-        """Return the stored range of this step."""
+    def stored_range(self, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return the stored range of this step, moved by `shift`: two float32 scalars.
+
+        Raises:
+            RuntimeError: as `forward`.
+        """
         assert self.range is not None
         lo, hi = (self.range[self._step()].to(torch.float32) + shift).unbind()
         return lo, hi
@@ -272,7 +282,7 @@ class ActQuantizer(StoredModule):
     def _coded(self, x: Tensor, shift: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return codes of the shape of `x`, scales and zero points, for one level of scales."""
         if self.range is not None:
-            codes, scale, zero = self._grid(x, *self._stored(shift))
+            codes, scale, zero = self._grid(x, *self.stored_range(shift))
             ones = (1,) * x.dim()
             return codes, scale.view(ones), None if zero is None else zero.view(ones)
         if self.granularity == "tensor":

@@ -1,6 +1,6 @@
 """Packed Linear and Conv2d: what a method puts in the place of a float layer.
 
-With x1 = x / smooth, the float formula and at the same time the reference backend is
+With x1 = x / smooth, the float formula and at the same time the reference backend (`reference`) is
 
     y = F.linear(act(x1), weight.dequantize()) + branch(x1) + bias
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.stored import Spec, StoredModule, nbytes, spec_bool, spec_dict, spec_int
@@ -36,6 +37,7 @@ class PackedLayer(StoredModule):
         smooth: float16 [in], divides the input channels; None for no smoothing. The method has already
             multiplied the weight's (and the branch's) input channels by it.
         branch: the low-rank branch, on the smoothed, unquantized input, or None.
+        road_taken: the road of the last forward, `""` before the first.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class PackedLayer(StoredModule):
         branch: LowRankBranch | None,
     ) -> None:
         super().__init__()
+        self.road_taken: str = ""
         if smooth is not None and tuple(smooth.shape) != (in_channels,):
             raise ValueError(
                 f"a smoothing vector of shape {tuple(smooth.shape)} for {in_channels} input channels"
@@ -73,6 +76,17 @@ class PackedLayer(StoredModule):
         self.weight.check()
         if self.smooth is not None and not bool((self.smooth > 0).all()):
             raise ValueError("a smoothing vector must be positive in 16 bits")
+
+    def road(self, x: Tensor) -> dispatch.Road:
+        """Return the road the layer takes for an input, see `harness.kernels.dispatch`."""
+        return dispatch.road_of(self, x)
+
+    def take(self, x: Tensor) -> dispatch.Road:
+        """Return the road for an input and remember it as `road_taken` (not while compiling)."""
+        road = self.road(x)
+        if not torch.compiler.is_compiling():
+            self.road_taken = road
+        return road
 
     @property
     @abstractmethod
@@ -147,6 +161,11 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: [..., in_features] -> [..., out_features], in the dtype of `x`."""
+        road = self.take(x)
+        return self.reference(x) if road == "reference" else dispatch.linear(self, x, road)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Apply the float formula; arguments and result as `forward`."""
         values = x.to(torch.float32)
         if self.smooth is not None:
             values = values / self.smooth.to(torch.float32)
@@ -220,18 +239,24 @@ class PackedConv2d(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: [n, in_channels, h, w] -> [n, out_channels, h', w'], in the dtype of `x`."""
+        road = self.take(x)
+        return self.reference(x) if road == "reference" else dispatch.conv2d(self, x)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Apply the float formula; arguments and result as `forward`."""
         values = x.to(torch.float32)
         if self.smooth is not None:
             values = values / self.smooth.to(torch.float32).view(-1, 1, 1)
         quantized = values if self.act is None else self.act(values, self.smooth)
         bias = None if self.bias is None else self.bias.to(torch.float32)
-        y = self._convolve(quantized, self.weight.dequantize(), bias)
+        y = self.convolve(quantized, self.weight.dequantize(), bias)
         if self.branch is not None:
             up = self.branch.up.to(torch.float32)[:, :, None, None]
-            y += F.conv2d(self._convolve(values, self.branch.down.to(torch.float32), None), up)
+            y += F.conv2d(self.convolve(values, self.branch.down.to(torch.float32), None), up)
         return y.to(x.dtype)
 
-    def _convolve(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    def convolve(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve with a kernel given as a matrix [rows, in / groups * kh * kw], with this geometry."""
         kernel = matrix.view(-1, *self._shape[1:])
         return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation, self.groups)
 

@@ -380,21 +380,21 @@ class RowMixedWeight(PackedWeight):
     def check(self) -> None:
         """Raise ValueError unless `row_part` gives every part as many rows as it holds."""
         counts = torch.bincount(self.row_part.reshape(-1).to(torch.int64), minlength=len(self.parts)).tolist()
-        if counts != [part.rows for part in self._parts()]:
+        if counts != [part.rows for part in self.weights()]:
             raise ValueError(
-                f"row_part gives the parts {counts} rows, they hold {[p.rows for p in self._parts()]}"
+                f"row_part gives the parts {counts} rows, they hold {[p.rows for p in self.weights()]}"
             )
 
     def dequantize(self) -> Tensor:
         """Return float32 [rows, cols]."""
-        held = torch.cat([part.dequantize() for part in self._parts()])
+        held = torch.cat([part.dequantize() for part in self.weights()])
         order = torch.argsort(self.row_part, stable=True)
         return torch.empty_like(held).index_copy_(0, order, held)
 
     def bytes_by_part(self) -> dict[str, int]:
         """Return the bytes of all parts together, and of `row_part` under `index`."""
         total = {"index": nbytes(self.row_part)}
-        for part in self._parts():
+        for part in self.weights():
             for name, size in part.bytes_by_part().items():
                 total[name] = total.get(name, 0) + size
         return total
@@ -402,12 +402,12 @@ class RowMixedWeight(PackedWeight):
     @property
     def mean_bits(self) -> float:
         """Mean width over the rows."""
-        return sum(part.mean_bits * part.rows for part in self._parts()) / self.rows
+        return sum(part.mean_bits * part.rows for part in self.weights()) / self.rows
 
     def spec(self) -> Spec:
         """Return kind, sizes and the specs of the parts."""
         shape = {"kind": self.kind, "rows": self.rows, "cols": self.cols}
-        return {**shape, "parts": [part.spec() for part in self._parts()]}
+        return {**shape, "parts": [part.spec() for part in self.weights()]}
 
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:
@@ -425,7 +425,8 @@ class RowMixedWeight(PackedWeight):
         dealt = torch.repeat_interleave(torch.tensor([size[0] for size in sizes]))
         return cls([weight_from_spec(part) for part in specs], dealt)
 
-    def _parts(self) -> list[PackedWeight]:
+    def weights(self) -> list[PackedWeight]:
+        """Return the parts."""
         return [cast(PackedWeight, part) for part in self.parts]
 
 

@@ -23,7 +23,7 @@ def expand_kernel(
     out, packed, scale, offset, table, rows_of, sums,
     rows, cols, row_words, group, scale_row_stride, fixed_offset, multiplier,
     BITS: tl.constexpr, WHOLE: tl.constexpr, TABLE: tl.constexpr, OFFSET: tl.constexpr, FLAT: tl.constexpr,
-    SCALED: tl.constexpr, WORDWISE: tl.constexpr, SCATTER: tl.constexpr, SUMS: tl.constexpr,
+    SCALED: tl.constexpr, EXPONENT: tl.constexpr, WORDWISE: tl.constexpr, SCATTER: tl.constexpr, SUMS: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Write `(multiplier * code - offset) * scale`, or `table[code] * scale`, as numbers of the type of `out`.
@@ -31,7 +31,8 @@ def expand_kernel(
     Args:
         out: [all rows, cols], contiguous; int8 (products, exact) or a float type.
         packed: rows of words, see `load_words`.
-        scale: float or integer, one per (row, group), read with `SCALED`.
+        scale: one per (row, group), read with `SCALED`: a float, an integer, or with `EXPONENT` the exponent
+            of a power of two.
         offset: alike, read with `OFFSET == "stored"`.
         table: `TABLE == "shared"`: float [2**BITS]; `"rows"`: float [rows, 2**BITS].
         rows_of: int64 [rows], where each row goes in `out`, read with `SCATTER`.
@@ -81,10 +82,15 @@ def expand_kernel(
         factor = tl.load(scale + where, mask=present, other=0)
         if WORDWISE:
             factor = repeated(factor, ROWS, WORDS)
-        if factor.dtype.is_int():
+        if EXPONENT:
+            power = ((factor.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+            values = values.to(tl.float32) * power
+        elif factor.dtype.is_int():
             values = values * factor.to(tl.int32)
         else:
             values = values.to(tl.float32) * factor.to(tl.float32)
+    if not out.dtype.element_ty.is_int():
+        values = values.to(tl.float32)
     target = row.to(tl.int64)
     if SCATTER:
         target = tl.load(rows_of + row, mask=row < rows, other=0)

@@ -19,7 +19,7 @@ def tile_of(program, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 def epilogue(
     accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
     tokens, outs,
-    ZERO: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scale the accumulator, add the low-rank up-projection and the bias, and write the tile."""
     row_in, col_in = row < tokens, col < outs
@@ -34,16 +34,11 @@ def epilogue(
         direction = tl.arange(0, RANK)
         where = row.to(tl.int64)[:, None] * RANK + direction[None, :]
         left = tl.load(projected + where, mask=row_in[:, None], other=0.0)
-        for part in tl.static_range(1, PARTS):
-            left += tl.load(
-                projected + part * tokens.to(tl.int64) * RANK + where, mask=row_in[:, None], other=0.0
-            )
         right = tl.load(up + col[None, :] * RANK + direction[:, None], mask=col_in[None, :], other=0.0)
         if PRECISION == "ieee":
-            y = tl.dot(left, right.to(tl.float32), y, input_precision="ieee")
+            y = tl.dot(left.to(tl.float32), right.to(tl.float32), y, input_precision="ieee")
         else:
-            kind = out.dtype.element_ty
-            y = tl.dot(left.to(kind), right.to(kind), y)
+            y = tl.dot(left, right.to(left.dtype), y)
     if BIAS:
         y += tl.load(bias + col, mask=col_in, other=0.0).to(tl.float32)[None, :]
     tl.store(
@@ -57,7 +52,7 @@ def epilogue(
 def linear_kernel(
     out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
     tokens, outs, cols,
-    ZERO: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
     ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """`out = (codes @ weight.T - zero * sum) * scales + projected @ up.T + bias`.
@@ -70,7 +65,7 @@ def linear_kernel(
         row_zero: float32 [tokens], an integer each, with `ZERO`.
         col_scale: float [outs].
         col_sum: int32 [outs], sum of each weight row, with `ZERO`.
-        projected: float32 [PARTS, tokens, RANK], see `project_kernel`; up: float16 [outs, RANK]; with RANK > 0.
+        projected: [tokens, RANK], of the type of `out`; up: float16 [outs, RANK]; with RANK > 0.
         bias: float16 [outs], with `BIAS`.
         EVEN: whether cols is a multiple of TILE_K.
     """
@@ -86,14 +81,14 @@ def linear_kernel(
             a, b = tl.load(left), tl.load(right)
         else:
             rest = cols - first
-            a = tl.load(left, mask=(k < rest)[None, :], other=0)
-            b = tl.load(right, mask=(k < rest)[:, None], other=0)
+            a = tl.load(left, mask=(k < rest)[None, :], other=0.0)
+            b = tl.load(right, mask=(k < rest)[:, None], other=0.0)
         accumulator = tl.dot(a, b, accumulator, out_dtype=ACCUMULATE)
         left += TILE_K
         right += TILE_K
     epilogue(
         accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-        tokens, outs, ZERO, RANK, PARTS, BIAS, PRECISION,
+        tokens, outs, ZERO, RANK, BIAS, PRECISION,
     )  # fmt: skip
 
 
@@ -101,7 +96,7 @@ def linear_kernel(
 def linear_tma_kernel(
     out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
     tokens, outs, cols,
-    ZERO: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
     ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """As `linear_kernel`; `codes` and `weight` are tensor descriptors with blocks [TILE, TILE_K]."""
@@ -114,31 +109,5 @@ def linear_tma_kernel(
         accumulator = tl.dot(a, b.T, accumulator, out_dtype=ACCUMULATE)
     epilogue(
         accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-        tokens, outs, ZERO, RANK, PARTS, BIAS, PRECISION,
+        tokens, outs, ZERO, RANK, BIAS, PRECISION,
     )  # fmt: skip
-
-
-@triton.jit
-def linear_persistent_kernel(
-    out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-    tokens, outs, cols,
-    ZERO: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PROGRAMS: tl.constexpr, SPECIALIZE: tl.constexpr,
-):  # fmt: skip
-    """As `linear_tma_kernel`, a program taking every PROGRAMS-th tile."""
-    tiles_m, tiles_n = tl.cdiv(tokens, TILE_M), tl.cdiv(outs, TILE_N)
-    for tile in tl.range(
-        tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=not SPECIALIZE, warp_specialize=SPECIALIZE
-    ):
-        m, n = tile_of(tile, tiles_m, tiles_n, GROUP_M)
-        row, col = m * TILE_M + tl.arange(0, TILE_M), n * TILE_N + tl.arange(0, TILE_N)
-        accumulator = tl.zeros((TILE_M, TILE_N), ACCUMULATE)
-        for first in range(0, cols, TILE_K):
-            a = codes.load([m * TILE_M, first])
-            b = weight.load([n * TILE_N, first])
-            accumulator = tl.dot(a, b.T, accumulator, out_dtype=ACCUMULATE)
-        epilogue(
-            accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-            tokens, outs, ZERO, RANK, PARTS, BIAS, PRECISION,
-        )  # fmt: skip

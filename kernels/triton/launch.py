@@ -10,14 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from harness.kernels.triton.expand import expand_kernel
-from harness.kernels.triton.gemm import linear_kernel, linear_persistent_kernel, linear_tma_kernel
-from harness.kernels.triton.gemv import gemv_kernel, small_kernel
-from harness.kernels.triton.quantize import project_kernel, quantize_kernel
+from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
+from harness.kernels.triton.gemv import gemv_kernel
+from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
 
 CODES_PER_UNIT = {1: 32, 2: 16, 3: 32, 4: 8}
 """Codes of a unit of whole 32-bit words, see `harness.kernels.triton.gemv`."""
-MOST_TOKENS = 16
-"""Tokens up to which a weight is decoded where it is multiplied."""
+PARTS = 8
+"""Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
 WORD_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -53,6 +53,11 @@ def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:
     return (packed if bits == 1 else packed.view(word)), True
 
 
+def code_type(grid: str) -> torch.dtype:
+    """Return what the codes of a grid of activations are held in."""
+    return torch.float8_e4m3fn if grid == "e8m0" else torch.int8
+
+
 def expand(
     out: Tensor,
     packed: Tensor,
@@ -72,14 +77,12 @@ def expand(
 ) -> None:
     """Fill `out` from packed codes, see `expand_kernel`; `group` 0 is one scale per row."""
     rows = packed.shape[0]
-    tiles = tiles or tile(ROWS=4, WORDS=128, warps=4)
+    tiles = tiles or tile(ROWS=8, WORDS=128, warps=4)
     words, whole = words_of(packed, bits)
     size = dict(tiles.sizes)
     grid = (triton.cdiv(rows, size["ROWS"]), triton.cdiv(triton.cdiv(cols, 8), size["WORDS"]))
-    if scale is not None and scale.dim() == 2 and scale.shape[0] == 1 and rows > 1:
-        stride = 0
-    else:
-        stride = 1 if scale is None or scale.dim() == 1 else scale.shape[1]
+    held = offset if scale is None else scale
+    stride = 1 if held is None or held.dim() == 1 else held.shape[1] if held.shape[0] == rows else 0
     multiplier = 2 if doubled else 1
     fixed = int(fixed_offset * multiplier) if not out.is_floating_point() else fixed_offset * multiplier
     expand_kernel[grid](
@@ -87,7 +90,7 @@ def expand(
         rows, cols, words.shape[1], group or (1 << 30), stride, fixed, multiplier,
         BITS=bits, WHOLE=whole, TABLE="none" if table is None else "shared" if table.dim() == 1 else "rows",
         OFFSET="fixed" if offset is None else "stored", FLAT=flat, SCALED=scale is not None,
-        WORDWISE=not flat and group % 8 == 0, SCATTER=rows_of is not None, SUMS=sums is not None, **tiles.options(),
+        EXPONENT=scale is not None and scale.dtype == torch.int8, WORDWISE=not flat and group % 8 == 0, SCATTER=rows_of is not None, SUMS=sums is not None, **tiles.options(),
     )  # fmt: skip
 
 
@@ -100,12 +103,11 @@ def quantize(
     largest_k: int = 1,
     smooth: Tensor | None = None,
     given: tuple[Tensor, Tensor] | None = None,
-    out: Tensor | None = None,
     tiles: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantize tokens [tokens, cols]: codes, row_scale, row_zero or None."""
     tokens, cols = x.shape
-    codes = torch.empty(tokens, cols, dtype=torch.int8, device=x.device) if out is None else out
+    codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     row_zero = torch.empty_like(row_scale) if grid == "asymmetric" and bits == 8 else None
     lo, hi = given or (None, None)
@@ -121,21 +123,68 @@ def quantize(
 
 
 def project(
-    x: Tensor, down: Tensor, smooth: Tensor | None = None, *, parts: int = 0, tiles: Tile | None = None
-) -> Tensor:
-    """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank]."""
+    x: Tensor,
+    down: Tensor,
+    smooth: Tensor | None = None,
+    *,
+    peaks: bool = False,
+    tiles: Tile | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Down-project tokens [tokens, cols]: partial float32 [parts, tokens, rank], and peaks [parts, tokens]."""
     (tokens, cols), rank = x.shape, down.shape[0]
-    tiles = tiles or tile(TOKENS=64, COLS=128, warps=4, stages=3)
+    tiles = tiles or tile(TOKENS=64, COLS=64, warps=4, stages=3)
     size = dict(tiles.sizes)
-    parts = parts or 4
-    span = triton.cdiv(triton.cdiv(cols, parts), size["COLS"]) * size["COLS"]
+    span = triton.cdiv(triton.cdiv(cols, PARTS), size["COLS"]) * size["COLS"]
     parts = triton.cdiv(cols, span)
     partial = torch.empty(parts, tokens, rank, dtype=torch.float32, device=x.device)
+    peak = torch.empty(parts, tokens, dtype=torch.float32, device=x.device) if peaks else None
     project_kernel[(triton.cdiv(tokens, size["TOKENS"]), parts)](
-        partial, x, smooth, down, tokens, cols, x.stride(0), span,
-        SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x), **tiles.options(),
+        partial, peak, x, smooth, down, tokens, cols, x.stride(0), span,
+        SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x), PEAKS=peaks, **tiles.options(),
     )  # fmt: skip
-    return partial
+    return partial, peak
+
+
+def quantize_projected(
+    x: Tensor,
+    bits: int,
+    grid: str,
+    down: Tensor,
+    *,
+    group: int = 64,
+    largest_k: int = 1,
+    smooth: Tensor | None = None,
+    project_tiles: Tile | None = None,
+    tiles: Tile | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize tokens [tokens, cols] to groups of two-level scales, and project: codes, row_scale, projected."""
+    tokens, cols = x.shape
+    partial, peaks = project(x, down, smooth, peaks=True, tiles=project_tiles)
+    codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)
+    row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    projected = torch.empty(tokens, down.shape[0], dtype=x.dtype, device=x.device)
+    tiles = tiles or tile(TOKENS=4, COLS=1024, warps=4)
+    size = dict(tiles.sizes)
+    scaled_kernel[(triton.cdiv(tokens, size["TOKENS"]), triton.cdiv(cols, size["COLS"]))](
+        codes, row_scale, projected, x, smooth, partial, peaks, tokens, cols, x.stride(0), cols,
+        BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smooth is not None,
+        RANK=down.shape[0], PARTS=partial.shape[0], **tiles.options(),
+    )  # fmt: skip
+    return codes, row_scale, projected
+
+
+def has_copy_engine(x: Tensor) -> bool:
+    """Whether the device copies tiles by descriptor (Hopper and later)."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
+
+
+def linear_tile(tokens: int, kind: torch.dtype, tma: bool) -> Tile:
+    """Choose the tile of a GEMM; the sizes are the fastest measured on an H200 (docs/performance.md)."""
+    if tokens <= 64:
+        return tile(TILE_M=16 if tokens <= 16 else 64, TILE_N=64, TILE_K=128, GROUP_M=8, warps=4, stages=3)
+    if kind == torch.float8_e4m3fn and tma:
+        return tile(TILE_M=128, TILE_N=256, TILE_K=128, GROUP_M=8, warps=8, stages=3)
+    return tile(TILE_M=128, TILE_N=128, TILE_K=128, GROUP_M=8, warps=4, stages=3)
 
 
 def linear(
@@ -150,19 +199,19 @@ def linear(
     projected: Tensor | None = None,
     up: Tensor | None = None,
     bias: Tensor | None = None,
-    tma: str = "",
+    tma: bool | None = None,
     tiles: Tile | None = None,
 ) -> Tensor:
-    """Multiply int8 codes [tokens, cols] with an int8 weight [outs, cols]: [tokens, outs] of `dtype`."""
+    """Multiply codes [tokens, cols] with units [outs, cols], both int8 or both float8: [tokens, outs]."""
     (tokens, cols), outs = codes.shape, weight.shape[0]
     out = torch.empty(tokens, outs, dtype=dtype, device=codes.device)
-    tiles = tiles or tile(TILE_M=128, TILE_N=128, TILE_K=128, GROUP_M=8, warps=4, stages=3)
+    tma = has_copy_engine(codes) and cols % 16 == 0 if tma is None else tma
+    tiles = tiles or linear_tile(tokens, codes.dtype, tma)
     size = dict(tiles.sizes)
     grid = (triton.cdiv(tokens, size["TILE_M"]) * triton.cdiv(outs, size["TILE_N"]),)
     flags = {
         "ZERO": row_zero is not None,
-        "RANK": 0 if projected is None else projected.shape[2],
-        "PARTS": 0 if projected is None else projected.shape[0],
+        "RANK": 0 if projected is None else projected.shape[1],
         "BIAS": bias is not None,
         "PRECISION": "ieee" if dtype == torch.float32 else "same",
         "ACCUMULATE": tl.int32 if codes.dtype == torch.int8 else tl.float32,
@@ -173,14 +222,7 @@ def linear(
 
         left = TensorDescriptor.from_tensor(codes, [size["TILE_M"], size["TILE_K"]])
         right = TensorDescriptor.from_tensor(weight, [size["TILE_N"], size["TILE_K"]])
-        if tma == "tma":
-            linear_tma_kernel[grid](out, left, right, *rest, **flags, **tiles.options())
-        else:
-            programs = torch.cuda.get_device_properties(codes.device).multi_processor_count
-            special = tma == "special"
-            linear_persistent_kernel[(min(programs, grid[0]),)](
-                out, left, right, *rest, **flags, **tiles.options(), PROGRAMS=programs, SPECIALIZE=special
-            )
+        linear_tma_kernel[grid](out, left, right, *rest, **flags, **tiles.options())
     else:
         even = cols % size["TILE_K"] == 0
         linear_kernel[grid](out, codes, weight, *rest, **flags, EVEN=even, **tiles.options())
@@ -197,51 +239,19 @@ def gemv(
     offset: Tensor | None = None,
     fixed_offset: float = 0.0,
     bias: Tensor | None = None,
-    steps: int = 1,
     tiles: Tile | None = None,
 ) -> Tensor:
     """Multiply few tokens [tokens, cols] with packed rows, a token at a time: [tokens, outs]."""
     (tokens, cols), outs = x.shape, packed.shape[0]
     out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
     codes = CODES_PER_UNIT[bits]
-    tiles = tiles or tile(ROWS=16, UNITS=1024 // codes, warps=4, stages=1)
+    tiles = tiles or tile(ROWS=16, UNITS=512 // codes, warps=4, stages=1)
     size = dict(tiles.sizes)
     words = packed.view(torch.int32)
-    chunks = triton.cdiv(cols // codes, size["UNITS"])
-    gemv_kernel[(triton.cdiv(outs, size["ROWS"] * steps), tokens)](
-        out, x, words, scale, offset, bias, 1, outs, cols, words.shape[1], scale.shape[1], group, fixed_offset,
+    gemv_kernel[(triton.cdiv(outs, size["ROWS"]), tokens)](
+        out, x, words, scale, offset, bias, outs, cols, words.shape[1], scale.shape[1], group, fixed_offset,
         BITS=bits, CODES=codes, STORED=offset is not None, PER_ROW=scale.shape[1] == 1, BIAS=bias is not None,
-        CHUNKS=chunks, STEPS=steps, **tiles.options(),
-    )  # fmt: skip
-    return out
-
-
-def small(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    bits: int,
-    *,
-    group: int,
-    offset: Tensor | None = None,
-    fixed_offset: float = 0.0,
-    bias: Tensor | None = None,
-    tiles: Tile | None = None,
-) -> Tensor:
-    """As `gemv` for up to 16 tokens at once, on tensor cores."""
-    (tokens, cols), outs = x.shape, packed.shape[0]
-    out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
-    codes = CODES_PER_UNIT[bits]
-    columns = torch.zeros(codes, cols // codes, MOST_TOKENS, dtype=x.dtype, device=x.device)
-    columns[:, :, :tokens] = x.view(tokens, cols // codes, codes).permute(2, 1, 0)
-    tiles = tiles or tile(ROWS=64, UNITS=64, warps=4, stages=2)
-    words = packed.view(torch.int32)
-    whole = fixed_offset.is_integer() if offset is None else not offset.is_floating_point()
-    small_kernel[(triton.cdiv(outs, dict(tiles.sizes)["ROWS"]),)](
-        out, columns, words, scale, offset, bias,
-        tokens, outs, cols, words.shape[1], scale.shape[1], group, fixed_offset,
-        BITS=bits, CODES=codes, STORED=offset is not None, WHOLE=whole, BIAS=bias is not None,
-        TOKENS=MOST_TOKENS, **tiles.options(),
+        CHUNKS=triton.cdiv(cols // codes, size["UNITS"]), **tiles.options(),
     )  # fmt: skip
     return out
 

@@ -1,0 +1,232 @@
+"""What the kernels read of each kind of packed weight: views of its storage, no copies of its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from harness.kernels.quantizers.grid import fixed_offset
+from harness.kernels.quantizers.nvfp4 import BITS as NVFP4_BITS
+from harness.kernels.quantizers.nvfp4 import GROUP as NVFP4_GROUP
+from harness.kernels.quantizers.nvfp4 import decode_e2m1, e4m3_values
+from harness.kernels.quantizers.residual import level_table
+from harness.kernels.quantizers.scales import (
+    LARGEST_E8M0_UNIT,
+    LARGEST_PRODUCT,
+    group_multiplier,
+    largest_unit,
+    units_per_step,
+)
+from harness.kernels.weights import (
+    BinaryPlanesWeight,
+    NormalFloatWeight,
+    Nvfp4Weight,
+    PackedWeight,
+    RowMixedWeight,
+    UniformWeight,
+)
+
+CODES_PER_UNIT = {2: 16, 3: 32, 4: 8}
+"""Widths the few-token kernel decodes, and the codes of one unit of whole 32-bit words."""
+
+Units = Callable[[], tuple[Tensor, Tensor]]
+"""Expands a weight: units [rows, cols] and what one unit of each row is worth, float [rows]."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Packed codes and how one becomes a number: the arguments of `harness.kernels.triton.ops.expand`.
+
+    Attributes:
+        packed: uint8 [rows, bytes].
+        bits: width of a code.
+        cols: codes per row.
+        scale: one per (row, group); int8 ones are exponents of two. None for 1.
+        group: columns that share a scale, 0 for all of a row; with `flat`, a run of the flattened matrix.
+        flat: see `group`.
+        offset: stored zero points of the shape of `scale`, or None for `fixed`.
+        fixed: the offset of all codes.
+        doubled: whether units are `2 * code - 2 * fixed`.
+        table: float32 [2**bits] or [rows, 2**bits]: values of the codes, instead of `code - offset`.
+    """
+
+    packed: Tensor
+    bits: int
+    cols: int
+    scale: Tensor | None = None
+    group: int = 0
+    flat: bool = False
+    offset: Tensor | None = None
+    fixed: float = 0.0
+    doubled: bool = False
+    table: Tensor | None = None
+
+    def expand(self, dtype: torch.dtype) -> Tensor:
+        """Return the numbers: [rows, cols] of `dtype`."""
+        from harness.kernels.triton import ops
+
+        return ops.expand(
+            self.packed, self.bits, self.cols, dtype, self.scale, self.group, self.flat, self.offset,
+            self.fixed, self.doubled, self.table,
+        )  # fmt: skip
+
+    def expand_rows(self, out: Tensor, rows: Tensor) -> None:
+        """Write the numbers to the rows `rows` (int64) of `out`."""
+        from harness.kernels.triton import ops
+
+        ops.expand_rows(
+            out, rows, self.packed, self.bits, self.scale, self.group, self.flat, self.offset, self.fixed,
+            self.doubled, self.table,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FewTokenWeight:
+    """A uniform weight as `harness.kernels.triton.ops.gemv` reads it; attributes as in `Codes`."""
+
+    packed: Tensor
+    scale: Tensor
+    bits: int
+    group: int
+    zero: Tensor | None
+    fixed_offset: float
+
+
+def float_weight(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """Expand a packed weight to [rows, cols] of a float type, each value rounded once."""
+    if not isinstance(weight, RowMixedWeight):
+        return _float_codes(weight).expand(dtype)
+    out = torch.empty(weight.rows, weight.cols, dtype=dtype, device=weight.row_part.device)
+    for index, part in enumerate(weight.weights()):
+        _float_codes(part).expand_rows(out, _rows_of(weight, index))
+    return out
+
+
+def units_weight(weight: PackedWeight, dtype: torch.dtype) -> Units | None:
+    """Return how to expand a packed weight to units of int8 or float8_e4m3fn, exactly; None where they do not fit.
+
+    A row then has one scale: group scales are part of the units.
+    """
+    if isinstance(weight, RowMixedWeight):
+        parts = [_unit_codes(part, dtype) for part in weight.weights()]
+        if any(part is None or part[0].scale is not None for part in parts):
+            return None
+        return lambda: _mixed_units(weight, [part for part in parts if part is not None], dtype)
+    found = _unit_codes(weight, dtype)
+    if found is None:
+        return None
+    codes, scale = found
+    return lambda: (codes.expand(dtype), scale())
+
+
+def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
+    """Return what the few-token kernel reads of a weight; None where it cannot."""
+    if not isinstance(weight, UniformWeight) or weight.multiplier is not None:
+        return None
+    codes = CODES_PER_UNIT.get(weight.bits)
+    if codes is None or weight.cols % codes or weight.packed.shape[1] % 4 or weight.group == "tensor":
+        return None
+    group = weight.cols if weight.group is None else weight.group
+    if group % codes:
+        return None
+    fixed = 0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid)
+    return FewTokenWeight(weight.packed, weight.scale, weight.bits, group, weight.zero, fixed)
+
+
+@singledispatch
+def _float_codes(weight: PackedWeight) -> Codes:
+    raise TypeError(f"no expansion of a {type(weight).__name__}")
+
+
+@_float_codes.register
+def _(weight: UniformWeight) -> Codes:
+    scale = weight.scale
+    if weight.multiplier is not None:
+        scale = scale.to(torch.float32) * group_multiplier(weight.scale_format, weight.multiplier)
+    return Codes(
+        weight.packed,
+        weight.bits,
+        weight.cols,
+        scale,
+        weight.group if isinstance(weight.group, int) else 0,
+        offset=weight.zero,
+        fixed=0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid),
+    )
+
+
+@_float_codes.register
+def _(weight: NormalFloatWeight) -> Codes:
+    return Codes(
+        weight.packed, weight.bits, weight.cols, weight.absmax, weight.block, flat=True, table=weight.codebook
+    )
+
+
+@_float_codes.register
+def _(weight: BinaryPlanesWeight) -> Codes:
+    return Codes(weight.packed, weight.planes, weight.cols, table=level_table(weight.alphas))
+
+
+@_float_codes.register
+def _(weight: Nvfp4Weight) -> Codes:
+    table = decode_e2m1(torch.arange(1 << NVFP4_BITS, device=weight.packed.device))
+    scale = e4m3_values(weight.scale) * weight.tensor_scale
+    return Codes(weight.packed, NVFP4_BITS, weight.cols, scale, NVFP4_GROUP, table=table)
+
+
+def _unit_codes(weight: PackedWeight, dtype: torch.dtype) -> tuple[Codes, Callable[[], Tensor]] | None:
+    """Return the codes of a weight as units, and what gives its rows' scales."""
+    if not isinstance(weight, UniformWeight) or weight.grid == "affine":
+        return None
+    grouped = isinstance(weight.group, int) and weight.group < weight.cols
+    held = {None: torch.int8, torch.uint8: torch.int8, torch.int8: torch.float8_e4m3fn}
+    multiplier = weight.multiplier
+    if grouped and multiplier is None:
+        return None
+    if multiplier is not None and held[multiplier.dtype] != dtype:
+        return None
+    most = LARGEST_PRODUCT if dtype == torch.int8 else LARGEST_E8M0_UNIT
+    if largest_unit(weight.bits, weight.grid) > most:
+        return None
+    codes = Codes(
+        weight.packed,
+        weight.bits,
+        weight.cols,
+        multiplier,
+        weight.group if isinstance(weight.group, int) else 0,
+        offset=weight.zero,
+        fixed=0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid),
+        doubled=units_per_step(weight.grid) == 2,
+    )
+    return codes, lambda: _row_scale(weight)
+
+
+def _row_scale(weight: UniformWeight) -> Tensor:
+    """What one unit of each row is worth: float [rows]."""
+    scale = weight.scale.reshape(-1)
+    scale = scale.expand(weight.rows) if scale.numel() == 1 else scale
+    if units_per_step(weight.grid) == 2:
+        return scale.to(torch.float32) / 2
+    return scale.contiguous()
+
+
+def _mixed_units(
+    weight: RowMixedWeight, parts: list[tuple[Codes, Callable[[], Tensor]]], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty(weight.rows, weight.cols, dtype=dtype, device=weight.row_part.device)
+    scale = torch.empty(weight.rows, dtype=torch.float32, device=out.device)
+    for index, (codes, row_scale) in enumerate(parts):
+        rows = _rows_of(weight, index)
+        codes.expand_rows(out, rows)
+        scale[rows] = row_scale().to(torch.float32)
+    return out, scale
+
+
+def _rows_of(weight: RowMixedWeight, index: int) -> Tensor:
+    """Where the rows of a part go, int64, without asking the device how many there are."""
+    first = sum(part.rows for part in weight.weights()[:index])
+    order = torch.argsort(weight.row_part, stable=True)
+    return order[first : first + weight.weights()[index].rows]
