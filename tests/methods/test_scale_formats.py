@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import layer_jobs as jobs
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
+from harness.kernels.activations import StepIndex
 from harness.kernels.layers import PackedLayer, PackedLinear
 from harness.kernels.weights import UniformWeight
 from harness.methods import registry
@@ -51,7 +52,7 @@ def test_inputs_of_eight_bits_keep_their_scale_per_token(scales: str) -> None:
 def test_shifted_inputs_have_the_format(scales: str) -> None:
     job = jobs.job("svdquant", 4, a_bits=4)
     target = next(t for t in job.targets if t.name == "down")
-    job.targets = (type(target)(**{**asdict(target), "after": "gelu"}),)
+    job.targets = (replace(target, after="gelu"),)
     layer = jobs.run("svdquant", job, scales=scales, unsigned="true", grid="1").denoiser.get_submodule("down")
     assert isinstance(layer, PackedLinear)
     assert layer.act is not None
@@ -134,3 +135,39 @@ def test_the_default_is_float_and_the_format_is_part_of_the_settings() -> None:
         assert asdict(registry.configure(method, {}))["scales"] == "float"
     named = [asdict(registry.configure("svdquant", m)) for m in registry.variants("svdquant", "scales")]
     assert [settings["scales"] for settings in named] == ["float", *FORMATS]
+
+
+A4 = [
+    ("ptq", {}),
+    ("ptq", {"act": "static"}),
+    ("gptq", {"act": "per_step"}),
+    ("svdquant", {"unsigned": "true"}),
+    ("svdquant", {"format": "nvfp4"}),
+    ("svdquant", {"scales": "integer"}),
+    ("svdquant", {"scales": "integer", "unsigned": "true"}),
+    ("svdquant", {"scales": "e8m0", "unsigned": "true"}),
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), A4, ids=str)
+def test_what_is_called_a4_has_sixteen_codes_per_token_or_group(
+    method: str, settings: dict[str, str]
+) -> None:
+    small = {"grid": "1", "iterations": "0"} if method == "svdquant" else {}
+    job = jobs.job(method, 4, a_bits=4)
+    job.targets = tuple(replace(t, after="silu" if t.name in {"down", "conv"} else "") for t in job.targets)
+    jobs.run(method, job, **small, **settings)
+    fresh = jobs.inputs(7, tokens=20)
+    for name in jobs.NAMES:
+        layer = job.denoiser.get_submodule(name)
+        assert isinstance(layer, PackedLayer)
+        act = layer.act
+        assert act is not None
+        act.step_index = StepIndex(1)
+        x = fresh[name]
+        if layer.smooth is not None:
+            x = x / layer.smooth.float().view(1, -1, *[1] * (x.dim() - 2))
+        products = act.codes(x, layer.smooth).products.to(torch.float32)
+        size = act.group if act.granularity == "group" else products[0].numel()
+        for sample in products.flatten(1):
+            assert all(len(run.unique()) <= 16 for run in sample.split(size))
