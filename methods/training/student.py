@@ -21,6 +21,7 @@ from harness.kernels.layers import PackedLayer
 from harness.kernels.weights import UniformWeight
 from harness.methods.contract import QuantizeJob
 from harness.methods.layers import kernel_taps, packed_layer, per_column, weight_matrix
+from harness.methods.rounding import PLAIN_BITS
 from harness.methods.training.grids import (
     LearnedActivation,
     MixedGrid,
@@ -28,8 +29,6 @@ from harness.methods.training.grids import (
     StraightThrough,
     stored_value,
 )
-
-PLAIN_BITS = 8
 
 
 class LearnedBranch(nn.Module):
