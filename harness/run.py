@@ -127,7 +127,7 @@ def _run_plan(
             with store.lock():
                 store.sweep()
                 jobs = make_jobs(plan, store, DEFAULT_WORLD, world)
-                _carry_out(_Setup(executor, console, plan, store, jobs, workers, request.timeout))
+                _carry_out(_Setup(executor, console, plan, store, jobs, workers, request))
                 return end(console, plan, store, jobs)
         except OSError as error:
             if is_disk_full(error):
@@ -145,7 +145,7 @@ def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook],
     plan = replace(plan, cells=tuple(seen.applied(cell) for cell in plan.cells))
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
-    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world), request.latency)
     return plan, outlooks, worker_count(request, plan)
 
 
@@ -155,7 +155,7 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     plan = make_plan(request, world)
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
-    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world), request.latency)
     return plan, outlooks, worker_count(request, plan)
 
 
@@ -206,11 +206,11 @@ class _Setup:
     store: RunStore
     jobs: dict[str, Job]
     workers: int
-    timeout: float
+    request: Request
 
 
 def _carry_out(setup: _Setup) -> None:
-    outlooks = survey(setup.jobs)
+    outlooks = survey(setup.jobs, setup.request.latency)
     left = sum(outlook.needs_reduce for outlook in outlooks.values())
     finished = sum(outlook.stored == "finished" for outlook in outlooks.values())
     seconds, _ = totals(setup.plan, outlooks, setup.workers)
@@ -218,7 +218,8 @@ def _carry_out(setup: _Setup) -> None:
     guess = f"; about {duration(seconds)} to go" if left and seconds is not None else ""
     setup.console.print(stored + guess, highlight=False)
     with RunProgress(setup.console, _all_steps(setup.plan, outlooks)) as progress:
-        state = _Run(setup.executor, setup.store, setup.jobs, outlooks, progress, setup.timeout)
+        timeout = setup.request.timeout
+        state = _Run(setup.executor, setup.store, setup.jobs, outlooks, progress, timeout)
         for job in setup.jobs.values():
             if job.cell.unsupported is not None:
                 job.files.write_identity(job.cell.hashed)

@@ -53,6 +53,9 @@ ABLATION: tuple[dict[str, str], ...] = (
 )
 """Rounding only, planes only, branch only, plain SVD, no refinement, the default, with the mix, merged."""
 
+TRAINING: tuple[dict[str, str], ...] = ({}, {"train_relation": "off"}, {"train_steps": "0"})
+"""For `--set mpqdmv2.train_steps=N`: trained, without relation loss, untrained."""
+
 
 @dataclass(frozen=True)
 class Mpqdmv2Config(TrainingConfig):
@@ -115,7 +118,7 @@ class _Fit:
     version=1,
     needs_calibration=True,
     reconstruction=True,
-    variants={"ablation": ABLATION},
+    variants={"ablation": ABLATION, "training": TRAINING},
     summary="uniform or binary-plane channels, error-initialised branch (reconstruction)",
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:

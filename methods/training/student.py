@@ -126,7 +126,10 @@ class StudentLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the rounded matrix, float32 [rows, cols], with LSQ gradients."""
-        return self.base if self.grid is None else cast(Tensor, self.grid(self.matrix()))
+        if self.grid is None:
+            return self.base
+        with torch.autocast("cuda", enabled=False):  # what is rounded in training is what will be packed
+            return cast(Tensor, self.grid(self.matrix()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute what the packed layer would, with gradients to what is learned."""

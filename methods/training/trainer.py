@@ -165,7 +165,7 @@ class _Training:
         self._optimiser.zero_grad(set_to_none=True)
         try:
             # On a GPU the layers multiply in bfloat16; grids and losses stay in float32.
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
                 prediction, features = self._predict(batch)
             error, per_image = self._prediction_loss(prediction, batch)
             relation = self._relation_loss(features, batch, per_image)
