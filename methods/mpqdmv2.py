@@ -53,8 +53,8 @@ ABLATION: tuple[dict[str, str], ...] = (
 )
 """Rounding only, planes only, branch only, plain SVD, no refinement, the default, with the mix, merged."""
 
-TRAINING: tuple[dict[str, str], ...] = ({}, {"train_relation": "off"}, {"train_steps": "0"})
-"""For `--set mpqdmv2.train_steps=N`: trained, without relation loss, untrained."""
+TRAINED: tuple[dict[str, str], ...] = ({}, {"train_relation": "off"})
+"""For `--set mpqdmv2.train_steps=N`: trained, without relation loss."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _Fit:
     version=1,
     needs_calibration=True,
     reconstruction=True,
-    variants={"ablation": ABLATION, "training": TRAINING},
+    variants={"ablation": ABLATION, "trained": TRAINED},
     summary="uniform or binary-plane channels, error-initialised branch (reconstruction)",
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:
