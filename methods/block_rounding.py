@@ -123,8 +123,8 @@ def learn_block(
         learned = {name: layer.hard() for name, layer in layers.items()}
         better = _hard_error(block, layers, learned, calls) < start
     finally:
-        for name, layer in floats.items():
-            job.replace(name, layer)
+        for name, exact in floats.items():
+            job.replace(name, exact)
     return learned if better else dict(starts)
 
 

@@ -66,7 +66,7 @@ def job(bits=2):
     ("name", "block"),
     [
         ("transformer_blocks.3.attn1.to_out.0", "transformer_blocks.3"),
-        ("mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj", "mid_block.attentions.0.transformer_blocks.0"),
+        ("mid.attentions.0.transformer_blocks.0.ff.net.0.proj", "mid.attentions.0.transformer_blocks.0"),
         ("up_blocks.0.resnets.2.conv1", "up_blocks.0.resnets.2"),
         ("single_transformer_blocks.7.proj_mlp", "single_transformer_blocks.7"),
         ("down_blocks.0.downsamplers.0.conv", None),
