@@ -16,6 +16,7 @@ from harness.canonical import digest_bytes, digest_json
 
 NUMERIC_PACKAGES = ("harness.kernels", "harness.methods")
 LIBRARIES = ("torch", "diffusers")
+_FOR_TYPES = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 def source_digest(roots: Iterable[str], packages: Iterable[str] = NUMERIC_PACKAGES) -> str:
@@ -55,15 +56,28 @@ def imported_modules(name: str, path: Path) -> Iterator[str]:
     """Yield every module name that the source at `path` could import, also inside functions.
 
     `from a.b import c` yields `a.b` and `a.b.c`: which of them is a module is for the caller to find out.
+    What stands under `if TYPE_CHECKING:` is never run, so no result depends on it.
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
+    for node in _executed(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, package)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node but those of the bodies of `if TYPE_CHECKING:`."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _FOR_TYPES:
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:

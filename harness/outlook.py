@@ -30,7 +30,7 @@ class Outlook:
         blocks: finished blocks.
         wanted: blocks in all.
         needs_generate: a block or the checkpoint is missing or damaged.
-        needs_measure: there are no times for this checkpoint.
+        needs_measure: there are no times for this checkpoint, and they are wanted.
         needs_reduce: the record is missing or was made from something else.
         seconds: estimated work left for one worker, or None when nothing is known of the model.
         disk: estimated bytes still to be written.
@@ -64,10 +64,15 @@ def make_jobs(plan: Plan, store: RunStore, world_name: str, world: World) -> dic
     }
 
 
-def survey(jobs: Mapping[str, Job]) -> dict[str, Outlook]:
-    """Check every file of every cell and return how far each is."""
+def survey(jobs: Mapping[str, Job], latency: bool = True) -> dict[str, Outlook]:
+    """Check every file of every cell and return how far each is.
+
+    Args:
+        jobs: by cell.
+        latency: whether times are wanted; a cell that was finished without them is then unfinished.
+    """
     stored = {key: held(job) for key, job in jobs.items()}
-    return {key: _outlook(job, stored[key], stored[job.cell.reference]) for key, job in jobs.items()}
+    return {key: _outlook(job, stored[key], stored[job.cell.reference], latency) for key, job in jobs.items()}
 
 
 def finished_record(job: Job) -> Record | None:
@@ -81,13 +86,13 @@ def finished_record(job: Job) -> Record | None:
         return None
 
 
-def _outlook(job: Job, own: Held, reference: Held) -> Outlook:
+def _outlook(job: Job, own: Held, reference: Held, latency: bool) -> Outlook:
     cell = job.cell
     if cell.unsupported is not None:
         return Outlook("unsupported", 0, 0, False, False, False, 0.0, 0)
     done = sum(digest is not None for digest in own.blocks)
     record = finished_record(job)
-    needs_measure = own.checkpoint is None or job.files.measured(own.checkpoint) is None
+    needs_measure = latency and (own.checkpoint is None or job.files.measured(own.checkpoint) is None)
     source = record_source(job, own, None if cell.method is None else reference)
     sound = record is not None and record.result.state == "ok" and job.files.reduced_from() == source
     needs_reduce = needs_measure or not own.complete or not sound

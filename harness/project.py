@@ -137,13 +137,10 @@ class ModelSession:
             return calibration_of(found, count, order, path)
         return select(found, min(count, found.count(path)), order, path)
 
-    def _teacher(self) -> Teacher | None:
-        """Return what samples trajectories; None where a trajectory is not one call a step, prompts last."""
+    def _teacher(self) -> Teacher:
+        """Return what samples trajectories of the pipeline."""
         from harness.trajectory import PipelineTeacher
 
-        twice_at_a_step = type(self._pipeline.scheduler).__name__ == "PNDMScheduler"
-        if twice_at_a_step or self._card.pipeline == "DiTPipeline":
-            return None
         return PipelineTeacher(self._pipeline, self._card, self._training_prompts, self._seed)
 
     def calibrate(self, prompts: Sequence[Prompt], path: Path) -> None:

@@ -39,6 +39,7 @@ class Request:
     out: Path | None = None
     settings: tuple[str, ...] = ()
     timeout: float = 3600.0
+    latency: bool = True
 
 
 def check_numbers(request: Request) -> None:

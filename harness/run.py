@@ -1,6 +1,6 @@
 """One run: survey what is stored, let the stages of the other cells run, and print what came out.
 
-The order is: references and calibrations; all other cells; then, with nothing else running, one measurement
+The order is: calibrations, references and all other cells; then, with nothing else running, one measurement
 after the other; then the figures.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -127,7 +127,7 @@ def _run_plan(
             with store.lock():
                 store.sweep()
                 jobs = make_jobs(plan, store, DEFAULT_WORLD, world)
-                _carry_out(_Setup(executor, console, plan, store, jobs, workers, request.timeout))
+                _carry_out(_Setup(executor, console, plan, store, jobs, workers, request))
                 return end(console, plan, store, jobs)
         except OSError as error:
             if is_disk_full(error):
@@ -145,7 +145,7 @@ def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook],
     plan = replace(plan, cells=tuple(seen.applied(cell) for cell in plan.cells))
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
-    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world), request.latency)
     return plan, outlooks, worker_count(request, plan)
 
 
@@ -155,7 +155,7 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     plan = make_plan(request, world)
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
-    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world))
+    outlooks = survey(make_jobs(plan, store, DEFAULT_WORLD, world), request.latency)
     return plan, outlooks, worker_count(request, plan)
 
 
@@ -206,11 +206,11 @@ class _Setup:
     store: RunStore
     jobs: dict[str, Job]
     workers: int
-    timeout: float
+    request: Request
 
 
 def _carry_out(setup: _Setup) -> None:
-    outlooks = survey(setup.jobs)
+    outlooks = survey(setup.jobs, setup.request.latency)
     left = sum(outlook.needs_reduce for outlook in outlooks.values())
     finished = sum(outlook.stored == "finished" for outlook in outlooks.values())
     seconds, _ = totals(setup.plan, outlooks, setup.workers)
@@ -218,12 +218,12 @@ def _carry_out(setup: _Setup) -> None:
     guess = f"; about {duration(seconds)} to go" if left and seconds is not None else ""
     setup.console.print(stored + guess, highlight=False)
     with RunProgress(setup.console, _all_steps(setup.plan, outlooks)) as progress:
-        state = _Run(setup.executor, setup.store, setup.jobs, outlooks, progress, setup.timeout)
+        timeout = setup.request.timeout
+        state = _Run(setup.executor, setup.store, setup.jobs, outlooks, progress, timeout)
         for job in setup.jobs.values():
             if job.cell.unsupported is not None:
                 job.files.write_identity(job.cell.hashed)
                 state.fail(job, "unsupported", job.cell.unsupported)
-        _first(state, setup.workers)
         _generate(state, setup.workers)
         _measure(state)
         _reduce(state, setup.workers)
@@ -242,8 +242,11 @@ def _all_steps(plan: Plan, outlooks: dict[str, Outlook]) -> int:
     )
 
 
-def _first(state: _Run, workers: int) -> None:
-    """Run the references, and the calibrations that some cell waits for."""
+def _generate(state: _Run, workers: int) -> None:
+    """Run the calibrations that some cell waits for, the references, and all other cells.
+
+    A cell starts as soon as its calibration is there; for the reference's images it need not wait.
+    """
     waiting = state.alive(lambda outlook: outlook.needs_generate)
     by_calibration: dict[str, list[Job]] = {}
     for job in waiting:
@@ -252,13 +255,8 @@ def _first(state: _Run, workers: int) -> None:
         if key is not None and note_missing and not state.store.has_calibration(key):
             by_calibration.setdefault(key, []).append(job)
     tasks = [(_calibration_task(state, key, jobs[0]), jobs) for key, jobs in by_calibration.items()]
-    tasks += [(_task(state, "generate", j, (j,)), [j]) for j in waiting if j.cell.method is None]
-    _phase(state, "references and calibration", tasks, workers)
-
-
-def _generate(state: _Run, workers: int) -> None:
-    jobs = [job for job in state.alive(lambda o: o.needs_generate) if job.cell.method is not None]
-    tasks = [(_task(state, "generate", job, (job,)), [job]) for job in jobs]
+    references_first = sorted(waiting, key=lambda job: job.cell.method is not None)
+    tasks += [(_task(state, "generate", job, (job,)), [job]) for job in references_first]
     _phase(state, "quantizing and generating", tasks, workers)
 
 
@@ -291,8 +289,11 @@ def _phase(state: _Run, name: str, tasks: Sequence[tuple[Task, list[Job]]], work
     waiting, under_way = list(tasks), dict[str, list[Job]]()
     started: dict[str, float] = {}
     while waiting or under_way:
-        while waiting and len(under_way) < workers:
-            task, jobs = waiting.pop(0)
+        waiting = [
+            (task, jobs) for task, jobs in waiting if any(j.cell.key not in state.failed for j in jobs)
+        ]
+        while len(under_way) < workers and (ready := _next_ready(waiting, under_way)) is not None:
+            task, jobs = waiting.pop(ready)
             under_way[task.name] = jobs
             started[task.name] = time.monotonic()
             state.executor.submit(task)
@@ -301,6 +302,16 @@ def _phase(state: _Run, name: str, tasks: Sequence[tuple[Task, list[Job]]], work
                 state.step(event.task, under_way[event.task])
                 continue
             _settle(state, event, under_way.pop(event.task), time.monotonic() - started[event.task])
+
+
+def _next_ready(waiting: Sequence[tuple[Task, list[Job]]], under_way: Mapping[str, list[Job]]) -> int | None:
+    """Return the first waiting task that is no job of a calibration still to end, or None."""
+    calibrating = [(task.name, jobs) for task, jobs in waiting] + list(under_way.items())
+    blocked = {job.cell.key for name, jobs in calibrating if _calibrates(name) for job in jobs}
+    for index, (task, jobs) in enumerate(waiting):
+        if _calibrates(task.name) or jobs[0].cell.key not in blocked:
+            return index
+    return None
 
 
 def _settle(state: _Run, event: Event, jobs: Iterable[Job], seconds: float) -> None:

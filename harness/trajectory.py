@@ -21,6 +21,8 @@ BATCH = 16
 """Prompts sampled together."""
 FEWEST = 2
 """Trajectories: one to learn from, one held out."""
+PROMPTS_FIRST = ("DiTPipeline",)
+"""Pipelines whose denoiser is handed the prompts' rows before those of the empty condition."""
 
 
 class PipelineTeacher:
@@ -64,7 +66,7 @@ class PipelineTeacher:
         final = [n for n, role in layer_roles(self._card.family, denoiser).items() if role == "final"]
         if not final:
             raise ValueError(f"{self._card.name} has no final projection")
-        recorder = _Recorder(denoiser, len(prompts))
+        recorder = _Recorder(denoiser, len(prompts), self._card.pipeline in PROMPTS_FIRST)
         index = StepIndex()
         handles = [denoiser.register_forward_hook(recorder.after, with_kwargs=True)]
         if features:
@@ -79,11 +81,14 @@ class PipelineTeacher:
 
 
 class _Recorder:
-    """Takes down what goes into the denoiser and what comes out."""
+    """Takes down what goes into the denoiser and what comes out.
 
-    def __init__(self, denoiser: nn.Module, count: int) -> None:
+    A scheduler that calls the denoiser twice at one noise level (PNDM) makes one step: its first call counts.
+    """
+
+    def __init__(self, denoiser: nn.Module, count: int, prompts_first: bool) -> None:
         self._signature = inspect.signature(denoiser.forward)
-        self._count = count
+        self._count, self._prompts_first = count, prompts_first
         self._name = next(iter(self._signature.parameters))
         self._fixed: dict[str, Any] = {}
         self._timesteps: list[Tensor] = []
@@ -96,8 +101,12 @@ class _Recorder:
 
     def after(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
+        timestep = _kept(torch.as_tensor(arguments.pop("timestep")).reshape(-1)[0])
+        if self._timesteps and torch.equal(timestep, self._timesteps[-1]):
+            del self._features[len(self._samples) :]
+            return
+        self._timesteps.append(timestep)
         self._samples.append(_kept(arguments.pop(self._name)))
-        self._timesteps.append(_kept(torch.as_tensor(arguments.pop("timestep")).reshape(-1)[0]))
         self._predictions.append(_kept(output if isinstance(output, Tensor) else output[0]))
         arguments["return_dict"] = False
         fixed = {k: _kept(v) if isinstance(v, Tensor) else v for k, v in leaves(arguments).items()}
@@ -114,7 +123,8 @@ class _Recorder:
 
         def by_trajectory(values: Tensor) -> Tensor:
             split = values.reshape(halves, self._count, *values.shape[1:])
-            return split.transpose(0, 1).contiguous()
+            ordered = split.flip(0) if self._prompts_first else split
+            return ordered.transpose(0, 1).contiguous()
 
         def stacked(values: list[Tensor]) -> Tensor:
             return torch.stack([by_trajectory(v) for v in values], dim=2)

@@ -42,6 +42,13 @@ ABLATION: tuple[dict[str, str], ...] = (
 )
 """Neither part, pre-scale only, mix only, both, the pre-scale as published, min-max grids, [+]."""
 
+TRAINED: tuple[dict[str, str], ...] = (
+    {},
+    {"train_relation": "off"},
+    {"prescale": "never", "swap": "off"},
+)
+"""For `--set mpqdm.train_steps=N`: trained, without relation loss, without pre-scale and mix."""
+
 
 @dataclass(frozen=True)
 class MpqdmConfig(TrainingConfig):
@@ -81,7 +88,7 @@ class MpqdmConfig(TrainingConfig):
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     needs_calibration=True,
     summary="kurtosis-driven N-1/N/N+1 channel mix, pre-scaled",
-    variants={"ablation": ABLATION, "plus": ({"swap": "plus"},)},
+    variants={"ablation": ABLATION, "plus": ({"swap": "plus"},), "trained": TRAINED},
 )
 def quantize(job: QuantizeJob, config: MpqdmConfig) -> None:
     """Replace every target by the mix of widths with the least output error; then train, if asked to."""

@@ -53,6 +53,9 @@ ABLATION: tuple[dict[str, str], ...] = (
 )
 """Rounding only, planes only, branch only, plain SVD, no refinement, the default, with the mix, merged."""
 
+TRAINED: tuple[dict[str, str], ...] = ({}, {"train_relation": "off"})
+"""For `--set mpqdmv2.train_steps=N`: trained, without relation loss."""
+
 
 @dataclass(frozen=True)
 class Mpqdmv2Config(TrainingConfig):
@@ -115,7 +118,7 @@ class _Fit:
     version=1,
     needs_calibration=True,
     reconstruction=True,
-    variants={"ablation": ABLATION},
+    variants={"ablation": ABLATION, "trained": TRAINED},
     summary="uniform or binary-plane channels, error-initialised branch (reconstruction)",
 )
 def quantize(job: QuantizeJob, config: Mpqdmv2Config) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.canonical import digest_json
-from harness.check.subjects import Subject
+from harness.check.subjects import Subject, SubjectTeacher
 from harness.kernels.ledger import Ledger, build_ledger
 from harness.methods.contract import LayerTarget, MethodConfig, MethodSpec, QuantizeJob
 from harness.models.roles import hidden_width
@@ -113,6 +113,7 @@ class Evidence:
             targets=subject.targets(bits, self.act_bits),
             calibration=subject.calibration if self.spec.needs_calibration else None,
             width=hidden_width(denoiser),
+            teacher=SubjectTeacher(subject),
         )
         settings = digest_json(asdict(self.config))
         with torch.random.fork_rng(devices=[]), watched_network() as calls:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from harness.calibrate import Calibration, InputStatistics
 from harness.compat import ensure_torchvision, quiet_imports
 from harness.kernels.activations import StepIndex, bind_step_index
 from harness.methods.contract import LayerTarget
+from harness.methods.training.trajectories import Trajectories
 from harness.models.card import ModelCard
 from harness.models.registry import get
 from harness.models.roles import input_group, layer_roles, targets
@@ -24,6 +26,8 @@ BATCH = 2
 TEXT_TOKENS, TEXT_WIDTH = 6, 32
 LATENT = (4, 8, 8)
 TIMESTEPS = (900, 600, 300, 50)
+FEATURES = {"tiny-unet": "conv_out", "tiny-dit": "proj_out"}
+"""The final projection of each."""
 OUTLIERS, OUTLIER_SIZE = 0.004, 6.0
 
 
@@ -138,6 +142,43 @@ def _call_dit(denoiser: nn.Module, step: int) -> Tensor:
         latents, encoder_hidden_states=text, timestep=times, added_cond_kwargs=conditions
     ).sample
     return prediction
+
+
+class SubjectTeacher:
+    """Hands a method what the unquantized denoiser does on its inputs, without guidance: a `Teacher`."""
+
+    def __init__(self, subject: Subject) -> None:
+        """Remember the denoiser, which is never quantized."""
+        self._subject = subject
+
+    def record(self, count: int, budget_bytes: int, features: bool) -> Trajectories:
+        """Return the first `count` of the `BATCH` inputs there are, at every step; the budget holds them."""
+        subject, layer = self._subject, FEATURES[self._subject.name]
+        caught: list[Tensor] = []
+        handle = subject.denoiser.get_submodule(layer).register_forward_pre_hook(
+            lambda _, args: caught.append(args[0].half())
+        )
+        try:
+            with torch.no_grad():
+                predictions = [subject.call(subject.denoiser, step) for step in range(STEPS)]
+        finally:
+            handle.remove()
+
+        def stacked(values: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(values), dim=1)[:count, None]
+
+        nothing = {"added_cond_kwargs/resolution": None, "added_cond_kwargs/aspect_ratio": None}
+        return Trajectories(
+            sample_name=next(iter(inspect.signature(subject.denoiser.forward).parameters)),
+            timesteps=torch.tensor(TIMESTEPS),
+            guidance=1.0,
+            samples=stacked([_inputs(step)[0] for step in range(STEPS)]),
+            predictions=stacked(predictions),
+            features=stacked(caught) if features else None,
+            feature_layer=layer,
+            conditions={"encoder_hidden_states": _inputs(0)[1][:count, None]},
+            constants={"return_dict": False, **(nothing if subject.name == "tiny-dit" else {})},
+        )
 
 
 def _subject(name: str, denoiser: nn.Module, call: Callable[[nn.Module, int], Tensor]) -> Subject:

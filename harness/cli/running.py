@@ -58,6 +58,9 @@ def run_command(
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of a method.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds one stage of a cell may take.")] = 3600.0,
+    latency: Annotated[
+        bool, typer.Option("--latency/--no-latency", help="Take times and peak memory, cell after cell.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> int:
     """Quantize, generate, measure and compare every cell of a grid."""
@@ -79,6 +82,7 @@ def run_command(
         out=out,
         settings=tuple(set_ or ()),
         timeout=timeout,
+        latency=latency,
     )
     from rich.console import Console
 

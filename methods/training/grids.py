@@ -239,6 +239,8 @@ class MixedGrid(nn.Module):
             self.row_part = weight.row_part.clone()
             self._order = torch.argsort(self.row_part, stable=True)
             self._back = torch.argsort(self._order)
+            counts = torch.bincount(self.row_part.to(torch.int64), minlength=len(packed))
+            self._counts: list[int] = counts.tolist()  # once: asking a GPU each time would hold it up
         self.parts = nn.ModuleList([_grid_of(part) for part in packed])
 
     def grids(self) -> list[UniformGrid | PlaneGrid]:
@@ -249,8 +251,7 @@ class MixedGrid(nn.Module):
         """Return the rows of each grid."""
         if self.row_part is None:
             return [matrix]
-        counts = torch.bincount(self.row_part.to(torch.int64), minlength=len(self.parts)).tolist()
-        return list(torch.split(matrix[self._order], counts))
+        return list(torch.split(matrix[self._order], self._counts))
 
     def forward(self, matrix: Tensor) -> Tensor:
         """Round a matrix float32 [rows, cols], every row on its grid."""

@@ -21,6 +21,7 @@ from harness.kernels.layers import PackedLayer
 from harness.kernels.weights import UniformWeight
 from harness.methods.contract import QuantizeJob
 from harness.methods.layers import kernel_taps, packed_layer, per_column, weight_matrix
+from harness.methods.rounding import PLAIN_BITS
 from harness.methods.training.grids import (
     LearnedActivation,
     MixedGrid,
@@ -28,8 +29,6 @@ from harness.methods.training.grids import (
     StraightThrough,
     stored_value,
 )
-
-PLAIN_BITS = 8
 
 
 class LearnedBranch(nn.Module):
@@ -127,7 +126,10 @@ class StudentLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the rounded matrix, float32 [rows, cols], with LSQ gradients."""
-        return self.base if self.grid is None else cast(Tensor, self.grid(self.matrix()))
+        if self.grid is None:
+            return self.base
+        with torch.autocast("cuda", enabled=False):  # what is rounded in training is what will be packed
+            return cast(Tensor, self.grid(self.matrix()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute what the packed layer would, with gradients to what is learned."""

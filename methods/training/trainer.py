@@ -22,8 +22,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from harness.errors import CellError
 from harness.methods.contract import QuantizeJob
 from harness.methods.lowrank import rank_rule
+from harness.methods.rounding import PLAIN_BITS
 from harness.methods.training.relation import (
     CONTRAST_PIXELS,
     ENQUEUED_PIXELS,
@@ -51,8 +53,11 @@ class Distiller:
         """Record the teacher. The job's denoiser must not be quantized yet.
 
         Raises:
+            CellError: `unsupported`, when every layer is to stay at 8 bits: those are not trained.
             ValueError: the job has no teacher, or its schedule is shorter than the window.
         """
+        if all(target.w_bits >= PLAIN_BITS for target in job.targets):
+            raise CellError("unsupported", f"nothing to train: every layer stays at {PLAIN_BITS} bits")
         if job.teacher is None:
             raise ValueError("training needs the 16-bit model's trajectories, and the job has no teacher")
         self._config = config
@@ -160,7 +165,7 @@ class _Training:
         self._optimiser.zero_grad(set_to_none=True)
         try:
             # On a GPU the layers multiply in bfloat16; grids and losses stay in float32.
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
                 prediction, features = self._predict(batch)
             error, per_image = self._prediction_loss(prediction, batch)
             relation = self._relation_loss(features, batch, per_image)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_jobs import FakeTeacher, training_job
 
-from harness.errors import UserError
+from harness.errors import CellError, UserError
 from harness.kernels.activations import StepIndex, bind_step_index
 from harness.kernels.layers import PackedLayer
 from harness.methods import registry
@@ -262,3 +262,12 @@ def test_settings_out_of_range_are_refused():
             registry.configure("mpqdm", {key: value})
     registry.configure("mpqdm", {"train_window": "1", "train_relation": "off"})
     assert copy.copy(registry.configure("mpqdmv2", {})).train_relation == "memory"
+
+
+@pytest.mark.parametrize("method", ["mpqdm", "mpqdmv2"])
+def test_a_model_at_eight_bits_has_nothing_to_train_and_says_so(method):
+    job = training_job(bits=8, a_bits=8)
+    with pytest.raises(CellError, match="nothing to train") as refused:
+        quantized(method, job=job, **SETTINGS)
+    assert refused.value.state == "unsupported"
+    quantized(method, job=job, train_steps="0")

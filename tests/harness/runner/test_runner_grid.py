@@ -56,6 +56,20 @@ def test_the_reference_comes_first_and_measuring_comes_after_all_generating(toy)
     assert kinds.index("quantize") > max(i for i, kind in enumerate(kinds) if kind == "calibrate")
 
 
+def test_times_can_be_left_out_and_taken_later(toy):
+    assert toy.run(methods=("fine",), latency=False) == OK
+    assert toy.trace("measure") == []
+    record = json.loads((toy.cell("fine") / "record.json").read_text())
+    assert record["result"]["state"] == "ok"
+    assert record["measured"]["step_ms"] is None
+    toy.run(methods=("fine",), latency=False)
+    assert toy.trace("reduce") == []
+    toy.run(methods=("fine",))
+    assert toy.trace("generate") == []
+    assert len(toy.trace("measure")) == len(toy.trace("reduce")) == 2
+    assert json.loads((toy.cell("fine") / "record.json").read_text())["measured"]["step_ms"] is not None
+
+
 def test_a_second_run_does_nothing(toy):
     toy.run()
     before = toy.results()

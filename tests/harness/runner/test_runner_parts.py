@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from harness.bits import Bits, parse_bits
 from harness.canonical import canonical_json, digest_json
 from harness.errors import UserError
 from harness.fingerprint import imported_modules, library_versions, source_digest
+from harness.methods import contract
 from harness.store import Block, RunStore
 
 
@@ -128,6 +130,24 @@ def test_imports_are_found_wherever_they_stand(package):
         "finger_plugin.helper",
         "finger_plugin.helper.g",
     }
+
+
+def test_what_is_imported_for_types_alone_is_not_followed(package):
+    (package / "method.py").write_text(
+        "import typing\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
+        "    from finger_plugin import helper\n"
+        "else:\n    import os\nif typing.TYPE_CHECKING:\n    import json\n"
+    )
+    found = set(imported_modules("finger_plugin.method", package / "method.py"))
+    assert found == {"typing", "typing.TYPE_CHECKING", "os"}
+    before = source_digest(["finger_plugin.method"])
+    (package / "helper.py").write_text("changed = True\n")
+    assert source_digest(["finger_plugin.method"]) == before
+
+
+def test_a_method_that_never_trains_does_not_depend_on_the_trainer():
+    seen = set(imported_modules("harness.methods.contract", Path(contract.__file__)))
+    assert not any(name.startswith("harness.methods.training") for name in seen)
 
 
 def test_the_fingerprint_of_a_built_in_method_holds_the_kernels_it_uses():
