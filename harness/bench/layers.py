@@ -1,0 +1,107 @@
+"""Packed linear layers on random numbers, as a method would leave them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.bench.shapes import GROUP, NumberFormat, Shape
+from harness.errors import UserError
+from harness.kernels.activations import ActQuantizer
+from harness.kernels.branch import LowRankBranch
+from harness.kernels.layers import PackedLinear
+from harness.kernels.quantizers.uniform import quantize_uniform
+from harness.kernels.weights import UniformWeight
+
+REFERENCE_ROAD = "reference"
+_ITERATIONS = 2
+_BIAS, _LOG_SMOOTH = 0.1, 0.25
+
+
+def random_linear(shape: Shape, device: torch.device | str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return a weight bfloat16 [n, k] of unit gain and a bias bfloat16 [n], from a seed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    weight = torch.randn(shape.n, shape.k, device=device, generator=generator).mul_(shape.k**-0.5)
+    bias = torch.randn(shape.n, device=device, generator=generator).mul_(_BIAS)
+    return weight.to(torch.bfloat16), bias.to(torch.bfloat16)
+
+
+def random_input(rows: int, k: int, device: torch.device | str, seed: int = 1) -> Tensor:
+    """Return an input bfloat16 [rows, k] from a seed."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(rows, k, device=device, generator=generator).to(torch.bfloat16)
+
+
+def packed_linear(
+    weight: Tensor, bias: Tensor, numbers: NumberFormat, scales: str = "float", seed: int = 2
+) -> PackedLinear:
+    """Pack a random linear layer.
+
+    With quantized inputs it has all that SVDQuant's layer has: a smoothing vector, the input's quantizer
+    (groups of 64 up to 4 bits, tokens above) and, at 4 bits, the low-rank branch taken off the weight before
+    rounding. Without, it is the weight-only layer: groups of 64, with zero points below 4 bits.
+
+    Args:
+        weight: float [n, k].
+        bias: float [n].
+        numbers: widths.
+        scales: scale format of groups of weights and inputs.
+        seed: of the smoothing vector.
+
+    Raises:
+        UserError: this version has no such scale format.
+    """
+    w = weight.to(torch.float32)
+    smooth = None
+    if not numbers.weight_only:
+        generator = torch.Generator(w.device).manual_seed(seed)
+        noise = torch.randn(w.shape[1], device=w.device, generator=generator)
+        smooth = noise.mul_(_LOG_SMOOTH).exp_().to(torch.float16)
+        w = w * smooth.to(torch.float32)
+    branch = None if not numbers.rank else _leading_branch(w, numbers.rank)
+    residual = w if branch is None else w - branch.product()
+    grid: Any = "narrow" if numbers.w_bits >= 4 else "asymmetric"
+    options = _scale_options(quantize_uniform, scales)
+    codes = quantize_uniform(residual, numbers.w_bits, grid=grid, group=GROUP, **options)
+    packed = UniformWeight.pack(
+        codes, numbers.w_bits, grid, GROUP, **_scale_options(UniformWeight.pack, scales)
+    )
+    return PackedLinear(packed, bias=bias, act=input_quantizer(numbers, scales), smooth=smooth, branch=branch)
+
+
+def input_quantizer(numbers: NumberFormat, scales: str = "float") -> ActQuantizer | None:
+    """Return the quantizer of a linear layer's inputs, symmetric; None for 16 bits."""
+    if numbers.weight_only:
+        return None
+    if numbers.a_bits > 4:
+        return ActQuantizer(numbers.a_bits, "token", "dynamic", True)
+    options = _scale_options(ActQuantizer.__init__, scales)
+    return ActQuantizer(numbers.a_bits, "group", "dynamic", True, group=GROUP, **options)
+
+
+def road_of(layer: object, x: Tensor) -> str:
+    """Return the kernels that a packed layer runs on an input: `reference` where it has one way."""
+    road = getattr(layer, "road", None)
+    return str(road(x)) if callable(road) else REFERENCE_ROAD
+
+
+def _leading_branch(w: Tensor, rank: int) -> LowRankBranch:
+    """Return a branch close to the leading `rank` directions of a matrix, by random projection."""
+    rank = min(rank, *w.shape)
+    with torch.random.fork_rng(devices=[w.device] if w.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(w, q=min(rank + 10, *w.shape), niter=_ITERATIONS)
+    root = s[:rank].sqrt()
+    return LowRankBranch((v[:, :rank] * root).T, u[:, :rank] * root)
+
+
+def _scale_options(function: Any, scales: str) -> dict[str, Any]:
+    """Return the argument that asks `function` for a scale format; nothing for the first format, `float`."""
+    if scales == "float":
+        return {}
+    if "scale_format" not in inspect.signature(function).parameters:
+        raise UserError(f"--scales {scales}: {function.__qualname__} has float scales only")
+    return {"scale_format": scales}

@@ -1,0 +1,14 @@
+"""`harness bench`: the group of benchmarks; each is a module of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from harness.cli.bench_kernels import bench_kernels_command
+
+bench_app = typer.Typer(
+    help="Time packed layers beside 16-bit ones and other libraries.", no_args_is_help=True
+)
+bench_app.command("kernels", help="Time single layers: packed, bf16, peers; with floors and errors.")(
+    bench_kernels_command
+)
