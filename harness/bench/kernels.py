@@ -19,6 +19,7 @@ from harness.bench.layers import packed_linear, random_input, random_linear, roa
 from harness.bench.peers import BASELINE, PEERS, Peer, float64_linear
 from harness.bench.shapes import FLUX, FLUX_ROWS, MODULATION, NumberFormat, Shape
 from harness.conformance.definition import layer_float64, relative_error
+from harness.conformance.packed import FLOAT_SCALES
 from harness.kernels.layers import PackedLinear
 from harness.measure.floor import Ceilings, Work, linear_work
 from harness.measure.timing import (
@@ -201,7 +202,7 @@ def _ours(
     numbers: NumberFormat, shape: Shape, rows: int, weight: Tensor, bias: Tensor, settings: Settings
 ) -> _Built:
     """Build the copies of a packed layer: one is quantized, the others are loaded with its numbers."""
-    scales = "float" if numbers.weight_only else settings.scales
+    scales = FLOAT_SCALES if numbers.weight_only else settings.scales
     first = packed_linear(weight, bias, numbers, scales)
     held = sum(first.bytes_by_part().values())
     work = linear_work(rows, shape.k, shape.n, weight_bytes=held, act_bits=numbers.a_bits, rank=numbers.rank)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from harness.bench.shapes import GROUP, NumberFormat, Shape
-from harness.errors import UserError
+from harness.conformance.packed import FLOAT_SCALES, dynamic_inputs, uniform_weight
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedLinear
-from harness.kernels.quantizers.uniform import quantize_uniform
-from harness.kernels.weights import UniformWeight
+from harness.kernels.quantizers.grid import Grid
 
 REFERENCE_ROAD = "reference"
 _ITERATIONS = 2
@@ -36,7 +32,7 @@ def random_input(rows: int, k: int, device: torch.device | str, seed: int = 1) -
 
 
 def packed_linear(
-    weight: Tensor, bias: Tensor, numbers: NumberFormat, scales: str = "float", seed: int = 2
+    weight: Tensor, bias: Tensor, numbers: NumberFormat, scales: str = FLOAT_SCALES, seed: int = 2
 ) -> PackedLinear:
     """Pack a random linear layer.
 
@@ -63,23 +59,18 @@ def packed_linear(
         w = w * smooth.to(torch.float32)
     branch = None if not numbers.rank else _leading_branch(w, numbers.rank)
     residual = w if branch is None else w - branch.product()
-    grid: Any = "narrow" if numbers.w_bits >= 4 else "asymmetric"
-    options = _scale_options(quantize_uniform, scales)
-    codes = quantize_uniform(residual, numbers.w_bits, grid=grid, group=GROUP, **options)
-    packed = UniformWeight.pack(
-        codes, numbers.w_bits, grid, GROUP, **_scale_options(UniformWeight.pack, scales)
-    )
+    grid: Grid = "narrow" if numbers.w_bits >= 4 else "asymmetric"
+    packed = uniform_weight(residual, numbers.w_bits, grid, GROUP, scales)
     return PackedLinear(packed, bias=bias, act=input_quantizer(numbers, scales), smooth=smooth, branch=branch)
 
 
-def input_quantizer(numbers: NumberFormat, scales: str = "float") -> ActQuantizer | None:
+def input_quantizer(numbers: NumberFormat, scales: str = FLOAT_SCALES) -> ActQuantizer | None:
     """Return the quantizer of a linear layer's inputs, symmetric; None for 16 bits."""
     if numbers.weight_only:
         return None
     if numbers.a_bits > 4:
-        return ActQuantizer(numbers.a_bits, "token", "dynamic", True)
-    options = _scale_options(ActQuantizer.__init__, scales)
-    return ActQuantizer(numbers.a_bits, "group", "dynamic", True, group=GROUP, **options)
+        return dynamic_inputs(numbers.a_bits, "token")
+    return dynamic_inputs(numbers.a_bits, "group", group=GROUP, scales=scales)
 
 
 def road_of(layer: object, x: Tensor) -> str:
@@ -96,12 +87,3 @@ def _leading_branch(w: Tensor, rank: int) -> LowRankBranch:
         u, s, v = torch.svd_lowrank(w, q=min(rank + 10, *w.shape), niter=_ITERATIONS)
     root = s[:rank].sqrt()
     return LowRankBranch((v[:, :rank] * root).T, u[:, :rank] * root)
-
-
-def _scale_options(function: Any, scales: str) -> dict[str, Any]:
-    """Return the argument that asks `function` for a scale format; nothing for the first format, `float`."""
-    if scales == "float":
-        return {}
-    if "scale_format" not in inspect.signature(function).parameters:
-        raise UserError(f"--scales {scales}: {function.__qualname__} has float scales only")
-    return {"scale_format": scales}

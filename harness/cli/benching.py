@@ -9,6 +9,13 @@ from harness.cli.bench_kernels import bench_kernels_command
 bench_app = typer.Typer(
     help="Time packed layers beside 16-bit ones and other libraries.", no_args_is_help=True
 )
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Keep the commands' names even while there is only one of them."""
+
+
 bench_app.command("kernels", help="Time single layers: packed, bf16, peers; with floors and errors.")(
     bench_kernels_command
 )

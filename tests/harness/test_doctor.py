@@ -54,3 +54,44 @@ def test_a_wrong_path_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean inception" in capsys.readouterr().err
     assert call(["doctor", "--data-path", "inception=nowhere.pth"]) == 2
     assert "nowhere.pth is not a file" in capsys.readouterr().err
+
+
+def test_kernels_are_checked_where_they_can_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from harness.conformance import cases, parity
+
+    if not torch.cuda.is_available():
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        assert call(["doctor", "--gpu"]) == 2
+        assert "sees no CUDA device" in capsys.readouterr().err
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    # The default is bound when the function is defined.
+    monkeypatch.setattr(parity.check_parity, "__defaults__", (cases.CASES[:2],))
+    assert call(["doctor", "--gpu"]) == 0
+    assert "2 of 2 layers agree, 0 differ" in capsys.readouterr().out
+    assert call(["doctor", "--gpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["ok"] for one in report["kernels"]] == [True, True]
+    assert all(one["error"] < report["tolerance"] for one in report["kernels"])
+
+
+def test_kernels_that_differ_are_exit_code_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.conformance import parity
+
+    def wrong(_device: str) -> list[parity.Parity]:
+        return [
+            parity.Parity("linear w4", False, "int8", float("nan"), 0.5, "3 of 9 values were not written")
+        ]
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(parity, "check_parity", wrong)
+    assert call(["doctor", "--gpu"]) == 1
+    text = capsys.readouterr().out
+    assert "linear w4: int8, nan, 0.5, differs: 3 of 9 values were not written" in text
+    assert call(["doctor", "--gpu", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["kernels"][0]["error"] is None

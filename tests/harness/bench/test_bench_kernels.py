@@ -22,6 +22,7 @@ from harness.bench.shapes import (
 )
 from harness.cli import call
 from harness.conformance.definition import layer_float64, relative_error
+from harness.conformance.packed import scale_options
 from harness.errors import UserError
 from harness.measure.floor import Ceilings
 
@@ -122,11 +123,9 @@ def test_an_unknown_scale_format_is_the_users_mistake() -> None:
         def __init__(self, bits: int) -> None:
             pass
 
-    from harness.bench.layers import _scale_options
-
     with pytest.raises(UserError, match=r"--scales integer: .* has float scales only"):
-        _scale_options(Old.__init__, "integer")
-    assert _scale_options(Old.__init__, "float") == {}
+        scale_options(Old.__init__, "integer")
+    assert scale_options(Old.__init__, "float") == {}
 
 
 def test_the_road_is_asked_of_the_layer() -> None:
