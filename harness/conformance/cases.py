@@ -102,7 +102,7 @@ _CONV_INPUTS: dict[str, Quantizer] = {
 }
 _SHAPES = ((1, 192, 96), (3, 200, 72), (17, 64, 33), (130, 320, 136), (16, 1032, 264))
 """Rows, inputs, outputs: one token, tails in each, more than a tile."""
-_GEOMETRIES = (
+_GEOMETRIES: tuple[tuple[tuple[int, ...], int, dict[str, object]], ...] = (
     ((2, 16, 9, 11), 24, {"kernel_size": 3, "padding": 1}),
     ((1, 32, 8, 8), 17, {"kernel_size": 1}),
     ((3, 8, 12, 7), 16, {"kernel_size": 3, "stride": 2, "padding": (1, 0)}),
