@@ -76,7 +76,10 @@ def input_quantizer(numbers: NumberFormat, scales: str = FLOAT_SCALES) -> ActQua
 def road_of(layer: object, x: Tensor) -> str:
     """Return the kernels that a packed layer runs on an input: `reference` where it has one way."""
     road = getattr(layer, "road", None)
-    return str(road(x)) if callable(road) else REFERENCE_ROAD
+    if callable(road):
+        return str(road(x))
+    taken = getattr(layer, "road_taken", None)
+    return taken if isinstance(taken, str) and taken else REFERENCE_ROAD
 
 
 def _leading_branch(w: Tensor, rank: int) -> LowRankBranch:

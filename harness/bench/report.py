@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.files import replace_file
 from harness.reports.validation import build, finite
 
 SECTION = "kernels"
+_LONGEST_REASON = 60
 MANY_ROWS, FEW_ROWS = "linear", "gemv"
 _HEADINGS = ("layer", "rows", "contestant", "format", "ms", "quartiles", "× bf16", "95 %", "× floor", "error")
 
@@ -110,24 +112,36 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     return found
 
 
+def figures(held: Mapping[str, Any]) -> dict[str, str]:
+    """Return the table `figures` of the numbers at the top of a result file; none where it has none."""
+    found = {name: value for name, value in held.items() if isinstance(value, int | float)}
+    if not found:
+        return {}
+    return {"figures": _aligned([("figure", "value"), *((name, f"{found[name]:.4g}") for name in found)])}
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """Return rows as an aligned Markdown table."""
-    cells = [_HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADINGS))]
+    return _aligned([_HEADINGS, *(_cells(row) for row in rows)])
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of lines of cells, the first the headings."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
 
     def line(parts: Sequence[str]) -> str:
         padded = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
         return f"| {' | '.join(padded)} |"
 
     rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
-    return "\n".join([line(_HEADINGS), rule, *(line(part) for part in cells[1:])]) + "\n"
+    return "\n".join([line(cells[0]), rule, *(line(part) for part in cells[1:])]) + "\n"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     name = row.contestant + (f" ({row.road})" if row.road else "")
     head = (f"{row.layer} {row.k} → {row.n}", str(row.rows), name, row.format)
     if row.state != "ok":
-        reason = row.reason.replace("|", "\\|")
+        reason = textwrap.shorten(row.reason.replace("|", "/"), _LONGEST_REASON, placeholder="…")
         return (*head, f"n/a: {reason}", "", "", "", "", _error(row))
     interval = (
         "" if row.ratio_lo is None or row.contestant == "bf16" else f"{row.ratio_lo:.2f}–{row.ratio_hi:.2f}"

@@ -25,8 +25,12 @@ def case(like: type[PackedLinear], name: str = "broken") -> Case:
     return Case(name, lambda: (layer, x))
 
 
-def test_every_case_agrees_on_this_machine() -> None:
-    found = list(check_parity("cpu"))
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_case_agrees_on_this_machine(device: str) -> None:
+    found = list(check_parity(device))
     assert [one.case for one in found] == [one.name for one in CASES]
     assert [one for one in found if not one.ok] == []
     # The bf16 output alone is off by this much: the error was measured, not assumed.

@@ -132,6 +132,8 @@ def test_the_road_is_asked_of_the_layer() -> None:
     layer = packed_linear(*random_linear(SMALL, "cpu"), NumberFormat(4, 4))
     x = random_input(2, SMALL.k, "cpu")
     assert road_of(torch.nn.Identity(), x) == "reference"
+    layer.road_taken = "gemv"  # by the last forward, where the dispatch does not say beforehand
+    assert road_of(layer, x) == "gemv"
     layer.road = lambda given: f"rows{given.shape[0]}"
     assert road_of(layer, x) == "rows2"
 
@@ -203,6 +205,34 @@ def test_rows_come_back_from_the_file_as_they_were(tmp_path: Path) -> None:
     assert report.rows_of(report.read(tmp_path / "r.json")) == rows
     with pytest.raises(UserError, match="row 0 has an unknown field 'speed'"):
         report.rows_of({"kernels": {"rows": [{"speed": 1}]}})
+
+
+def test_tables_go_between_the_markers_of_a_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, doc = tmp_path / "r.json", tmp_path / "doc.md"
+    rows = [row(FLUX[0], FLUX_ROWS, "w4a4", "graph", 1.25), row(MODULATION[0], 1, "w2a16", "graph", 4.5)]
+    report.merge(result, report.SECTION, {"rows": report.rows_json(rows)}, {"gemv_w2_m1": 4.5})
+    marked = "<!-- table bench {0} -->\n<!-- end of table bench {0} -->\n"
+    doc.write_text("# Speed\n\n" + marked.format("gemv") + "\nbetween\n\n" + marked.format("figures"))
+    assert call(["bench", "table", str(result), "-o", str(doc)]) == 0
+    text = doc.read_text()
+    assert text.startswith("# Speed\n")
+    assert "modulation 3072 → 18432" in text
+    assert "qkv" not in text
+    assert "| gemv_w2_m1 | 4.5   |" in text
+    assert call(["bench", "table", str(result), "--check", str(doc)]) == 0
+    doc.write_text(text.replace("4.50", "5.50"))
+    capsys.readouterr()
+    assert call(["bench", "table", str(result), "--check", str(doc)]) == 1
+    assert "5.50" in capsys.readouterr().out
+    assert call(["bench", "table", str(result), "--table", "linear"]) == 0
+    assert "qkv 3072 → 9216" in capsys.readouterr().out
+    assert call(["bench", "table", str(result), "--table", "liner"]) == 2
+    other = tmp_path / "other.md"
+    other.write_text("nothing\n")
+    assert call(["bench", "table", str(result), "-o", str(other)]) == 2
+    assert other.read_text() == "nothing\n"
 
 
 def test_names_of_shapes_and_formats() -> None:
