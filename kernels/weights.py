@@ -22,11 +22,20 @@ from harness.kernels.quantizers.normal_float import (
     nf_codebook,
 )
 from harness.kernels.quantizers.residual import MAX_PLANES, BinaryPlanes, dequantize_planes
+from harness.kernels.quantizers.scales import (
+    SCALE_FORMATS,
+    SMALLEST_EXPONENT,
+    ScaleFormat,
+    largest_multiplier,
+    largest_unit,
+)
 from harness.kernels.quantizers.uniform import (
     Group,
     UniformCodes,
     check_group,
+    check_weight_scales,
     dequantize_uniform,
+    expand_uniform,
     scale_shape,
 )
 from harness.kernels.stored import Spec, StoredModule, nbytes, spec_choice, spec_dict, spec_int
@@ -78,46 +87,92 @@ class PackedWeight(StoredModule):
 
 
 class UniformWeight(PackedWeight):
-    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` alike or absent."""
+    """Codes on a uniform grid: `packed` uint8, `scale` float16 [rows, groups], `zero` alike or absent.
+
+    With scales of two levels (`harness.kernels.quantizers.scales`) `scale` is the rows', float16 [rows, 1],
+    beside `multiplier` [rows, groups]: uint8 for `integer`, int8 exponents for `e8m0`.
+    """
 
     kind = "uniform"
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
+    multiplier: Tensor | None
 
-    def __init__(self, rows: int, cols: int, bits: int, grid: Grid, group: Group = None) -> None:
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        bits: int,
+        grid: Grid,
+        group: Group = None,
+        scale_format: ScaleFormat = "float",
+    ) -> None:
         check_grid(bits, grid)
         check_group(group)
+        check_weight_scales(scale_format, bits, grid, group)
         super().__init__(rows, cols)
         self.bits, self.grid, self.group = bits, grid, group
+        self.scale_format: ScaleFormat = scale_format
         shape = scale_shape(rows, cols, group)
+        held = {"float": None, "integer": torch.uint8, "e8m0": torch.int8}[scale_format]
         self.register_buffer("packed", torch.zeros(rows, packed_columns(bits, cols), dtype=torch.uint8))
-        self.register_buffer("scale", torch.zeros(shape, dtype=torch.float16))
+        self.register_buffer("scale", torch.zeros(shape if held is None else (rows, 1), dtype=torch.float16))
         zero = torch.zeros(shape, dtype=ZERO_POINTS[grid]) if grid in ZERO_POINTS else None
         self.register_buffer("zero", zero)
+        self.register_buffer("multiplier", None if held is None else torch.zeros(shape, dtype=held))
 
     @classmethod
     def pack(cls, codes: UniformCodes, bits: int, grid: Grid, group: Group = None) -> Self:
         """Pack the output of `quantize_uniform`, called with the same width, grid and group."""
         rows, cols = codes.codes.shape
-        if tuple(codes.scale.shape) != scale_shape(rows, cols, group):
+        weight = cls(rows, cols, bits, grid, group, codes.scale_format)
+        if codes.scale.shape != weight.scale.shape:
             raise ValueError(f"scales of shape {tuple(codes.scale.shape)} do not belong to group {group!r}")
+        if codes.multiplier is not None and codes.multiplier.shape != cast(Tensor, weight.multiplier).shape:
+            raise ValueError(
+                f"multipliers of shape {tuple(codes.multiplier.shape)} do not belong to group {group!r}"
+            )
         if (None if codes.zero is None else codes.zero.dtype) != ZERO_POINTS.get(grid):
             raise ValueError(f"zero points and grid {grid!r} do not belong together")
-        weight = cls(rows, cols, bits, grid, group)
         weight.packed = pack_codes(codes.codes, bits)
         weight.scale = codes.scale.to(torch.float16)
-        weight.zero = codes.zero
+        weight.zero, weight.multiplier = codes.zero, codes.multiplier
         return weight
+
+    def codes(self) -> UniformCodes:
+        """Return the codes, unpacked, with their scales and zero points."""
+        unpacked = unpack_codes(self.packed, self.bits, self.cols)
+        return UniformCodes(unpacked, self.scale, self.zero, self.multiplier)
 
     def dequantize(self) -> Tensor:
         """Return float32 [rows, cols]."""
-        codes = UniformCodes(unpack_codes(self.packed, self.bits, self.cols), self.scale, self.zero)
-        return dequantize_uniform(codes, self.bits, grid=self.grid, group=self.group)
+        return dequantize_uniform(self.codes(), self.bits, grid=self.grid, group=self.group)
+
+    def expand(self) -> tuple[Tensor, Tensor]:
+        """Return integer products and rows' scales; see `expand_uniform`, also for what it raises."""
+        return expand_uniform(self.codes(), self.bits, grid=self.grid, group=self.group)
+
+    def check(self) -> None:
+        """Raise ValueError when a multiplier, or a code beside it, is outside what its format holds."""
+        if self.multiplier is None:
+            return
+        least, most = 0, largest_multiplier(largest_unit(self.bits, self.grid))
+        if self.scale_format == "e8m0":
+            least, most = SMALLEST_EXPONENT, 0
+        if int(self.multiplier.min()) < least or int(self.multiplier.max()) > most:
+            raise ValueError(f"a multiplier of the {self.scale_format} scales is outside {least}..{most}")
+        if self.zero is not None and int(self.zero.max()) >= 2**self.bits:
+            raise ValueError(f"a zero point is outside 0..{2**self.bits - 1}")
+        if self.scale_format == "e8m0" or self.grid != "narrow" or not bool(self.multiplier.any()):
+            return  # an empty weight is valid: its multipliers are 0
+        if not bool(unpack_codes(self.packed, self.bits, self.cols).all()):
+            raise ValueError("a code of the narrow grid is 0: its product may not fit int8")
 
     def bytes_by_part(self) -> dict[str, int]:
-        """Return the bytes of codes, scales and zero points."""
-        return _present(codes=nbytes(self.packed), scales=nbytes(self.scale), zeros=nbytes(self.zero))
+        """Return the bytes of codes, scales (of both levels) and zero points."""
+        scales = nbytes(self.scale) + nbytes(self.multiplier)
+        return _present(codes=nbytes(self.packed), scales=scales, zeros=nbytes(self.zero))
 
     @property
     def mean_bits(self) -> float:
@@ -125,9 +180,10 @@ class UniformWeight(PackedWeight):
         return float(self.bits)
 
     def spec(self) -> Spec:
-        """Return kind, sizes, width, grid and group."""
+        """Return kind, sizes, width, grid, group, and the format of the scales unless it is `float`."""
         shape = {"kind": self.kind, "rows": self.rows, "cols": self.cols}
-        return {**shape, "bits": self.bits, "grid": self.grid, "group": self.group}
+        spec = {**shape, "bits": self.bits, "grid": self.grid, "group": self.group}
+        return spec if self.scale_format == "float" else {**spec, "scale_format": self.scale_format}
 
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:
@@ -135,7 +191,9 @@ class UniformWeight(PackedWeight):
         group = spec.get("group")
         check_group(group)
         bits = spec_int(spec, "bits", 1, 8)
-        return cls(*_sizes(spec), bits, cast(Grid, spec_choice(spec, "grid", GRIDS)), group)
+        grid = cast(Grid, spec_choice(spec, "grid", GRIDS))
+        scale_format = spec_choice({"scale_format": "float", **spec}, "scale_format", SCALE_FORMATS)
+        return cls(*_sizes(spec), bits, grid, group, cast(ScaleFormat, scale_format))
 
 
 class NormalFloatWeight(PackedWeight):

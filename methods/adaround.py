@@ -11,13 +11,12 @@ written out: the loss is quadratic in W'.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from harness.kernels.quantizers.uniform import UniformCodes, dequantize_uniform
 from harness.methods.contract import MethodConfig, QuantizeJob, method
 from harness.methods.hessian import HESSIAN_ROWS, second_moment
 from harness.methods.layers import activation_quantizer, packed_layer, weight_matrix
@@ -118,7 +117,7 @@ def learn_rounding(weight: Tensor, rows: UniformRows, hessian: Tensor, config: A
     codes = (floor.float() + free * (v > 0)).to(torch.uint8)
     worse = output_error(_decoded(rows, codes) - weight, hessian) >= start
     codes[worse] = rows.codes.codes[worse]
-    return replace(rows, codes=UniformCodes(codes, rows.codes.scale, rows.codes.zero))
+    return rows.with_codes(codes)
 
 
 def soft_rounding(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,5 +176,4 @@ def _spread(rows: UniformRows, scale: Tensor) -> Tensor:
 
 
 def _decoded(rows: UniformRows, codes: Tensor) -> Tensor:
-    held = UniformCodes(codes, rows.codes.scale, rows.codes.zero)
-    return dequantize_uniform(held, rows.bits, grid=rows.grid, group=rows.group)
+    return rows.with_codes(codes).values()

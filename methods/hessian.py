@@ -6,13 +6,10 @@ along the inverse of the second moment H = X^T X (OBQ's update, arXiv 2208.11580
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from harness.kernels.quantizers.grid import decode, encode
-from harness.kernels.quantizers.uniform import UniformCodes
 from harness.methods.rounding import UniformRows
 
 DAMPING = 0.01
@@ -86,24 +83,24 @@ def round_with_feedback(
     own = torch.arange(cols, device=weight.device)
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if descending else own
     factor = feedback_factor(hessian, damping, order).float()
-    left = weight[:, order].clone()
+    left, steps = weight[:, order].clone(), rows.codes.steps
     codes = torch.zeros_like(rows.codes.codes)
     for start in range(0, cols, block):
         end = min(start + block, cols)
         lost = torch.zeros(len(weight), end - start, device=weight.device)
         for i in range(start, end):
-            code, value = _column(left[:, i], int(order[i]), rows)
+            code, value = _column(left[:, i], int(order[i]), rows, steps)
             codes[:, order[i]] = code.to(torch.uint8)
             lost[:, i - start] = (left[:, i] - value) / factor[i, i]
             left[:, i + 1 : end] -= lost[:, i - start, None] * factor[i, i + 1 : end]
         left[:, end:] -= lost @ factor[start:end, end:]
-    return replace(rows, codes=UniformCodes(codes, rows.codes.scale, rows.codes.zero))
+    return rows.with_codes(codes)
 
 
-def _column(values: Tensor, column: int, rows: UniformRows) -> tuple[Tensor, Tensor]:
+def _column(values: Tensor, column: int, rows: UniformRows, steps: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest codes of one column, and what they stand for: float32 [rows] each."""
     index = 0 if rows.group is None else column // rows.group
-    scale = rows.codes.scale[:, index]
+    scale = steps[:, index]
     zero = None if rows.codes.zero is None else rows.codes.zero[:, index]
     code = encode(values, scale, zero, rows.bits, rows.grid)
     return code, decode(code.clone(), scale, zero, rows.bits, rows.grid)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedConv2d, PackedLinear
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.kernels.weights import PackedWeight
 from harness.methods.contract import CalibrationStream, LayerTarget
 
@@ -32,7 +33,11 @@ def per_column(channel: Tensor, taps: int) -> Tensor:
 
 
 def activation_quantizer(
-    target: LayerTarget, *, symmetric: bool = False, group: int | None = None
+    target: LayerTarget,
+    *,
+    symmetric: bool = False,
+    group: int | None = None,
+    scale_format: ScaleFormat = "float",
 ) -> ActQuantizer | None:
     """Dynamic activation quantizer of a target; None at 16 bits.
 
@@ -42,6 +47,7 @@ def activation_quantizer(
         target: its `kind` and `a_bits` decide.
         symmetric: whether the grid is symmetric about zero.
         group: channels per group of a linear input; None for one range per token.
+        scale_format: of the groups' scales; without groups there is nothing to format.
     """
     if target.a_bits >= 16:
         return None
@@ -49,7 +55,7 @@ def activation_quantizer(
         return ActQuantizer(target.a_bits, "tensor", "dynamic", symmetric)
     if group is None:
         return ActQuantizer(target.a_bits, "token", "dynamic", symmetric)
-    return ActQuantizer(target.a_bits, "group", "dynamic", symmetric, group=group)
+    return ActQuantizer(target.a_bits, "group", "dynamic", symmetric, group=group, scale_format=scale_format)
 
 
 def calibrated_quantizer(

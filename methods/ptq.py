@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.methods.contract import MethodConfig, QuantizeJob, method
 from harness.methods.layers import activation_quantizer, calibrated_quantizer, packed_layer, weight_matrix
-from harness.methods.rounding import round_uniform
+from harness.methods.rounding import check_grouped, round_uniform
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class PtqConfig(MethodConfig):
         range: how the ends of a weight grid are found.
         percentile: share of the weights inside the grid, in per cent, for `range=percentile`.
         group: weights per scale along the inputs; 0 is one scale per output channel.
+        scales: of these groups: one `float` each, or one float per row and an `integer` or a power of two
+            (`e8m0`) per group, see `harness.kernels.quantizers.scales`.
         act: activation ranges: `dynamic` (per token, or per sample of a convolution), `static` (one per
             layer) or `per_step` (one per layer and step), the latter two per tensor from calibration.
     """
@@ -29,12 +32,14 @@ class PtqConfig(MethodConfig):
     range: Literal["mse", "minmax", "percentile"] = "mse"
     percentile: float = 99.9
     group: Literal[0, 64, 128] = 0
+    scales: ScaleFormat = "float"
     act: Literal["dynamic", "static", "per_step"] = "dynamic"
 
     def __post_init__(self) -> None:
-        """Check the percentile; raises ValueError."""
+        """Check percentile and scales; raises ValueError."""
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile is between 50 and 100, not {self.percentile}")
+        check_grouped(self.group, self.scales)
 
 
 # Only static ranges read the calibration, but the runner records it before it knows the config.
@@ -59,6 +64,7 @@ def quantize(job: QuantizeJob, config: PtqConfig) -> None:
             group=config.group or None,
             ranges=config.range,
             percentile=config.percentile,
+            scale_format=config.scales,
         )
         if config.act == "dynamic":
             act = activation_quantizer(target)

@@ -17,6 +17,7 @@ from harness.kernels.quantizers.residual import (
     fit_binary_planes,
     nearest_codes,
 )
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.kernels.quantizers.uniform import (
     UniformCodes,
     dequantize_uniform,
@@ -51,14 +52,17 @@ class UniformRows:
 
     def take(self, rows: Tensor) -> UniformRows:
         """Return some of the rows (index or mask)."""
-        zero = None if self.codes.zero is None else self.codes.zero[rows]
-        return replace(self, codes=UniformCodes(self.codes.codes[rows], self.codes.scale[rows], zero))
+        return replace(self, codes=self.codes.take(rows))
 
     def again(self, weight: Tensor) -> UniformRows:
         """Round another matrix of the same shape with the same scales and zero points."""
-        scale, zero = self.codes.scale, self.codes.zero
-        codes = encode_uniform(weight, scale, zero, self.bits, grid=self.grid, group=self.group)
-        return replace(self, codes=UniformCodes(codes, scale, zero))
+        steps, zero = self.codes.steps, self.codes.zero
+        codes = encode_uniform(weight, steps, zero, self.bits, grid=self.grid, group=self.group)
+        return self.with_codes(codes)
+
+    def with_codes(self, codes: Tensor) -> UniformRows:
+        """Return the same grids with other codes, uint8 [rows, cols]."""
+        return replace(self, codes=replace(self.codes, codes=codes))
 
     def pack(self) -> PackedWeight:
         """Return the rows in packed storage."""
@@ -156,6 +160,7 @@ def round_uniform(
     ranges: RangeRule = "mse",
     percentile: float = 99.9,
     steps: int = SHRINK_STEPS,
+    scale_format: ScaleFormat = "float",
 ) -> UniformRows | PlaneRows:
     """Round to the nearest point of a uniform grid per output channel or group.
 
@@ -170,15 +175,32 @@ def round_uniform(
         ranges: how its ends are found.
         percentile: share of the values inside, in per cent, for `ranges="percentile"`.
         steps: candidate ranges, for `ranges="mse"`.
+        scale_format: how the scales of groups are stored; other than `float` needs `group`.
+
+    Raises:
+        ValueError: the format does not hold the grid.
     """
     if bits == 1 and group is None:
         return round_planes(weight, 1)
     if bits == 1:
         grid = "midrise"
     codes = quantize_uniform(
-        weight, bits, grid=grid, group=group, ranges=ranges, percentile=percentile, steps=steps
+        weight,
+        bits,
+        grid=grid,
+        group=group,
+        ranges=ranges,
+        percentile=percentile,
+        steps=steps,
+        scale_format=scale_format,
     )
     return UniformRows(codes, bits, grid, group)
+
+
+def check_grouped(group: int, scales: ScaleFormat) -> None:
+    """Raise ValueError when a format of group scales is asked for without groups (`group` 0)."""
+    if not group and scales != "float":
+        raise ValueError(f"scales={scales} are for groups; set group too")
 
 
 def round_planes(weight: Tensor, planes: int, iterations: int = 15) -> PlaneRows:

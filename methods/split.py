@@ -12,6 +12,7 @@ from harness.kernels.branch import LowRankBranch
 from harness.kernels.quantizers.grid import Grid
 from harness.kernels.quantizers.nvfp4 import BITS, quantize_nvfp4
 from harness.kernels.quantizers.ranges import SHRINK_STEPS, RangeRule
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.methods.contract import LayerTarget
 from harness.methods.layers import kernel_taps, per_column
 from harness.methods.lowrank import Algorithm, decompose, truncated_svd
@@ -52,6 +53,10 @@ class SplitSettings(Protocol):
     @property
     def group(self) -> int:
         """Weights per scale along the inputs."""
+
+    @property
+    def scales(self) -> ScaleFormat:
+        """How the scales of groups are stored."""
 
     def residual_grid(self, bits: int) -> Grid:
         """Return the grid of a residual of `bits` bits."""
@@ -178,7 +183,15 @@ def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = S
             raise ValueError(f"nvfp4 is a format of {BITS} bits, not {bits}")
         return Nvfp4Rows(quantize_nvfp4(matrix))
     grid, ranges = settings.residual_grid(bits), settings.residual_range(bits)
-    rounded = round_uniform(matrix, bits, group=settings.group, grid=grid, ranges=ranges, steps=steps)
+    rounded = round_uniform(
+        matrix,
+        bits,
+        group=settings.group,
+        grid=grid,
+        ranges=ranges,
+        steps=steps,
+        scale_format=settings.scales,
+    )
     if not isinstance(rounded, UniformRows):
         raise TypeError("a residual in groups is on a uniform grid")
     return rounded

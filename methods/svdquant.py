@@ -20,6 +20,7 @@ from harness.kernels.activations import ActQuantizer
 from harness.kernels.quantizers import nvfp4
 from harness.kernels.quantizers.grid import Grid
 from harness.kernels.quantizers.ranges import RangeRule
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob, method
 from harness.methods.hessian import DAMPING, HESSIAN_ROWS, round_with_feedback, second_moment
 from harness.methods.layers import activation_quantizer, kernel_taps, packed_layer, weight_matrix
@@ -57,6 +58,8 @@ PUBLISHED = (
     },
 )
 """The paper's algorithm with the settings of its code, at the rank of the rank rule."""
+SCALES: tuple[dict[str, str], ...] = ({}, {"scales": "integer"}, {"scales": "e8m0"})
+"""The formats of group scales."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class SvdquantConfig(MethodConfig):
         grid: smoothing candidates, an odd number: 39 is the published grid, 1 is no smoothing.
         iterations: refinements of the branch after the first decomposition.
         group: weights per scale along the inputs.
+        scales: of these groups and of the inputs' groups: one `float` each as published, or one float per row
+            (per token) and an `integer` or a power of two (`e8m0`) per group, see
+            `harness.kernels.quantizers.scales`.
         residual: grid of the residual; `auto` is `narrow` from 4 bits up as published, `asymmetric` below,
             where a symmetric grid with zero wastes a level and one without zero moves every small weight.
         range: how the ends of a group's grid are found; `auto` is `minmax` from 4 bits up as published, `mse`
@@ -84,13 +90,14 @@ class SvdquantConfig(MethodConfig):
         rounding: codes of the residual: `nearest`, or `gptq` on the second moment of the quantized inputs.
         damping: of that second moment, relative to its mean diagonal.
         format: `int`, or `nvfp4` for 4-bit residuals and 4-bit inputs of linear layers; then `group`,
-            `residual`, `range` and `unsigned` mean nothing there, and GPTQ is not defined.
+            `residual`, `range` and `unsigned` mean nothing there, and neither GPTQ nor `scales` is defined.
     """
 
     rank: int | None = None
     grid: int = 9
     iterations: int = 6
     group: int = 64
+    scales: ScaleFormat = "float"
     residual: Literal["auto", "narrow", "midrise", "asymmetric"] = "auto"
     range: Literal["auto", "mse", "minmax"] = "auto"
     conv: bool = True
@@ -116,6 +123,8 @@ class SvdquantConfig(MethodConfig):
             raise ValueError(f"damping is above 0 and at most 10, not {self.damping}")
         if self.format == "nvfp4" and self.rounding == "gptq":
             raise ValueError("gptq needs a uniform grid, which format=nvfp4 does not have")
+        if self.format == "nvfp4" and self.scales != "float":
+            raise ValueError(f"scales={self.scales} are of format=int; nvfp4 has scales of its own")
 
     def residual_grid(self, bits: int) -> Grid:
         """Return the grid of a residual of `bits` bits."""
@@ -136,7 +145,7 @@ class SvdquantConfig(MethodConfig):
     version=1,
     needs_calibration=True,
     summary="smoothing + low-rank branch + group 64",
-    variants={"ablation": ABLATION, "published": PUBLISHED},
+    variants={"ablation": ABLATION, "published": PUBLISHED, "scales": SCALES},
 )
 def quantize(job: QuantizeJob, config: SvdquantConfig) -> None:
     """Replace every target; layers with one input are smoothed together."""
@@ -190,9 +199,14 @@ def _act(target: LayerTarget, config: SvdquantConfig) -> ActQuantizer | None:
         shift = SHIFTS[target.after]
         if target.kind == "conv2d":
             return ActQuantizer(target.a_bits, "tensor", "dynamic", True, shift=shift)
-        return ActQuantizer(target.a_bits, "group" if low else "token", "dynamic", True, shift=shift)
+        if low:
+            return ActQuantizer(
+                target.a_bits, "group", "dynamic", True, shift=shift, scale_format=config.scales
+            )
+        return ActQuantizer(target.a_bits, "token", "dynamic", True, shift=shift)
     if low:
-        return activation_quantizer(target, symmetric=target.kind == "linear", group=64)
+        symmetric = target.kind == "linear"
+        return activation_quantizer(target, symmetric=symmetric, group=64, scale_format=config.scales)
     return activation_quantizer(target)
 
 

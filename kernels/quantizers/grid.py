@@ -13,7 +13,8 @@ All are one affine family, `value = (code - offset) * scale`:
 
 A scale is stored in 16 bits, and codes are chosen for the stored scale. Since a scale then has 11 significant
 bits and `code - offset` at most 9, decoding in float32 is exact: every backend that multiplies in float32
-agrees bit for bit. (`affine` offsets have 11 bits of their own: there the product is rounded once.)
+agrees bit for bit. (`affine` offsets have 11 bits of their own: there the product is rounded once.) Scales of
+two levels (`harness.kernels.quantizers.scales`) decode exactly too: 11 bits times a product of at most 8.
 """
 
 from __future__ import annotations
@@ -65,6 +66,34 @@ def safe_divisor(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
+def grid_step(lo: Tensor, hi: Tensor, bits: int, grid: Grid) -> Tensor:
+    """Return the step of the grid laid over the range `lo`..`hi`, before it is stored: float32.
+
+    Args:
+        lo: smallest value to represent, float32, any shape. For symmetric grids only max(|lo|, |hi|) counts.
+        hi: largest value to represent, same shape.
+        bits: width of a code.
+        grid: which grid; with a zero point the range is extended to include zero.
+    """
+    levels = float(2**bits - 1)
+    if grid not in ZERO_POINTS:
+        absmax = torch.maximum(lo.abs(), hi.abs())
+        return absmax / float(2 ** (bits - 1) - 1) if grid == "narrow" else absmax * (2 / levels)
+    return hi.clamp(min=0) / levels - lo.clamp(max=0) / levels
+
+
+def zero_point(lo: Tensor, scale: Tensor, bits: int, grid: Grid) -> Tensor | None:
+    """Return the zero point of a range that starts at `lo`, for its scale as stored.
+
+    Returns:
+        uint8, or float16 for `affine`; None for the symmetric grids.
+    """
+    if grid not in ZERO_POINTS:
+        return None
+    zero = (-lo.clamp(max=0) / safe_divisor(scale)).clamp_(0, 2**bits - 1)
+    return zero.to(torch.float16) if grid == "affine" else zero.round_().to(torch.uint8)
+
+
 def grid_parameters(lo: Tensor, hi: Tensor, bits: int, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Lay a grid over the range `lo`..`hi`.
 
@@ -79,14 +108,8 @@ def grid_parameters(lo: Tensor, hi: Tensor, bits: int, grid: Grid) -> tuple[Tens
         symmetric grids. A range with a zero point is extended to include zero. A range of nothing but zero
         has scale 0.
     """
-    levels = 2**bits - 1
-    if grid not in ZERO_POINTS:
-        absmax = torch.maximum(lo.abs(), hi.abs())
-        return half_scale(absmax / (2 ** (bits - 1) - 1) if grid == "narrow" else absmax * (2 / levels)), None
-    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-    scale = half_scale(hi / levels - lo / levels)
-    zero = (-lo / safe_divisor(scale)).clamp_(0, levels)
-    return scale, zero.to(torch.float16) if grid == "affine" else zero.round_().to(torch.uint8)
+    scale = half_scale(grid_step(lo, hi, bits, grid))
+    return scale, zero_point(lo, scale, bits, grid)
 
 
 def encode(x: Tensor, scale: Tensor, zero: Tensor | None, bits: int, grid: Grid) -> Tensor:

@@ -105,8 +105,14 @@ def fake_nvfp4(x: Tensor) -> Tensor:
     Args:
         x: float32 [..., values of one group].
     """
+    magnitudes, scale = scaled_nvfp4(x)
+    return magnitudes * scale
+
+
+def scaled_nvfp4(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the signed E2M1 numbers [..., n] that `fake_nvfp4` rounds to, and their scales [..., 1]."""
     scale = round_e4m3(x.abs().amax(dim=-1, keepdim=True) / LARGEST)
-    return decode_e2m1(encode_e2m1(x / torch.where(scale > 0, scale, 1.0))) * scale
+    return decode_e2m1(encode_e2m1(x / torch.where(scale > 0, scale, 1.0))), scale
 
 
 def _steps(scale: Tensor, tensor_scale: Tensor, cols: int) -> Tensor:

@@ -131,8 +131,10 @@ class UniformGrid(nn.Module):
     """
 
     def __init__(self, weight: UniformWeight) -> None:
-        """Start from the parameters of a packed weight."""
+        """Start from the parameters of a packed weight; raises ValueError for scales of two levels."""
         super().__init__()
+        if weight.scale_format != "float":
+            raise ValueError(f"{weight.scale_format} scales are not learned, only float ones")
         self.bits, self.grid, self.group = weight.bits, weight.grid, weight.group
         self.scale = nn.Parameter(weight.scale.to(torch.float32, copy=True))
         zero = weight.zero
