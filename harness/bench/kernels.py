@@ -19,8 +19,8 @@ from harness.bench.layers import packed_linear, random_input, random_linear, roa
 from harness.bench.peers import BASELINE, PEERS, Peer, float64_linear
 from harness.bench.shapes import FLUX, FLUX_ROWS, MODULATION, NumberFormat, Shape
 from harness.conformance.definition import layer_float64, relative_error
-from harness.conformance.packed import FLOAT_SCALES
 from harness.kernels.layers import PackedLinear
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.measure.floor import Ceilings, Work, linear_work
 from harness.measure.timing import (
     ROTATED_BYTES,
@@ -116,7 +116,7 @@ class Settings:
     device: torch.device
     launches: tuple[Launch, ...] = LAUNCHES
     repetitions: int = 50
-    scales: str = "integer"
+    scales: ScaleFormat = "integer"
     peers: tuple[Peer, ...] = PEERS
     rotated: int = ROTATED_BYTES
 
@@ -202,7 +202,7 @@ def _ours(
     numbers: NumberFormat, shape: Shape, rows: int, weight: Tensor, bias: Tensor, settings: Settings
 ) -> _Built:
     """Build the copies of a packed layer: one is quantized, the others are loaded with its numbers."""
-    scales = FLOAT_SCALES if numbers.weight_only else settings.scales
+    scales: ScaleFormat = "float" if numbers.weight_only else settings.scales
     first = packed_linear(weight, bias, numbers, scales)
     held = sum(first.bytes_by_part().values())
     work = linear_work(rows, shape.k, shape.n, weight_bytes=held, act_bits=numbers.a_bits, rank=numbers.rank)

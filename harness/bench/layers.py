@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from harness.bench.shapes import GROUP, NumberFormat, Shape
-from harness.conformance.packed import FLOAT_SCALES, dynamic_inputs, uniform_weight
+from harness.conformance.packed import dynamic_inputs, uniform_weight
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.grid import Grid
+from harness.kernels.quantizers.scales import ScaleFormat
 
 REFERENCE_ROAD = "reference"
 _ITERATIONS = 2
@@ -32,7 +33,7 @@ def random_input(rows: int, k: int, device: torch.device | str, seed: int = 1) -
 
 
 def packed_linear(
-    weight: Tensor, bias: Tensor, numbers: NumberFormat, scales: str = FLOAT_SCALES, seed: int = 2
+    weight: Tensor, bias: Tensor, numbers: NumberFormat, scales: ScaleFormat = "float", seed: int = 2
 ) -> PackedLinear:
     """Pack a random linear layer.
 
@@ -46,9 +47,6 @@ def packed_linear(
         numbers: widths.
         scales: scale format of groups of weights and inputs.
         seed: of the smoothing vector.
-
-    Raises:
-        UserError: this version has no such scale format.
     """
     w = weight.to(torch.float32)
     smooth = None
@@ -64,7 +62,7 @@ def packed_linear(
     return PackedLinear(packed, bias=bias, act=input_quantizer(numbers, scales), smooth=smooth, branch=branch)
 
 
-def input_quantizer(numbers: NumberFormat, scales: str = FLOAT_SCALES) -> ActQuantizer | None:
+def input_quantizer(numbers: NumberFormat, scales: ScaleFormat = "float") -> ActQuantizer | None:
     """Return the quantizer of a linear layer's inputs, symmetric; None for 16 bits."""
     if numbers.weight_only:
         return None

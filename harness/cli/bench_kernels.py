@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.bench.kernels import Row, Settings
     from harness.bench.peers import Peer
     from harness.bench.shapes import NumberFormat, Shape
+    from harness.kernels.quantizers.scales import ScaleFormat
 
 _MOST_ON_CPU = 2**28
 """Multiplications of one layer beyond which the CPU is no place to time it."""
@@ -79,7 +80,10 @@ def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rota
     import torch
 
     from harness.bench.kernels import LAUNCHES, Settings
+    from harness.kernels.quantizers.scales import SCALE_FORMATS
 
+    if scales not in SCALE_FORMATS:
+        raise unknown("--scales", scales, SCALE_FORMATS)
     if device not in {"auto", "cuda", "cpu"}:
         raise unknown("--device", device, ("auto", "cuda", "cpu"))
     if device != "cpu" and not torch.cuda.is_available():
@@ -96,7 +100,7 @@ def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rota
         device=torch.device("cpu" if device == "cpu" else "cuda"),
         launches=("eager",) if device == "cpu" else launches,
         repetitions=reps,
-        scales=scales,
+        scales=cast("ScaleFormat", scales),
         peers=_peers(peers),
         rotated=rotate_mb * 10**6,
     )

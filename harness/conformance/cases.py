@@ -10,15 +10,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from harness.conformance.packed import dynamic_inputs, has_scale_formats, uniform_weight
+from harness.conformance.packed import dynamic_inputs, uniform_weight
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedConv2d, PackedLayer, PackedLinear
 from harness.kernels.quantizers import nvfp4
+from harness.kernels.quantizers.grid import Grid
 from harness.kernels.quantizers.normal_float import quantize_normal_float
 from harness.kernels.quantizers.nvfp4 import quantize_nvfp4
 from harness.kernels.quantizers.residual import fit_binary_planes
-from harness.kernels.quantizers.uniform import quantize_uniform
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.kernels.weights import (
     BinaryPlanesWeight,
     NormalFloatWeight,
@@ -191,12 +192,12 @@ def _linear_cases() -> list[Case]:
 
 
 def _scale_cases() -> list[Case]:
-    """Groups with scales in two levels, where this version has them."""
-    if not (has_scale_formats(quantize_uniform) and has_scale_formats(ActQuantizer.__init__)):
-        return []
+    """Groups with scales in two levels."""
     found = []
-    for scales in ("integer", "e8m0"):
-        for bits, grid in ((4, "narrow"), (3, "asymmetric"), (2, "asymmetric")):
+    grids: dict[int, Grid] = {4: "narrow", 3: "asymmetric", 2: "asymmetric"}
+    formats: tuple[ScaleFormat, ...] = ("integer", "e8m0")
+    for scales in formats:
+        for bits, grid in grids.items():
             for i, (rows, k, n) in enumerate(_SHAPES):
                 pack = partial(_two_level, bits=bits, grid=grid, scales=scales)
                 quantizer = partial(_two_level_inputs, bits=4 if i % 2 else 8, scales=scales)
@@ -207,11 +208,11 @@ def _scale_cases() -> list[Case]:
     return found
 
 
-def _two_level(w: Tensor, *, bits: int, grid: str, scales: str) -> UniformWeight:
-    return uniform_weight(w, bits, grid, 64, scales)  # type: ignore[arg-type]
+def _two_level(w: Tensor, *, bits: int, grid: Grid, scales: ScaleFormat) -> UniformWeight:
+    return uniform_weight(w, bits, grid, 64, scales)
 
 
-def _two_level_inputs(_x: Tensor, *, bits: int, scales: str) -> ActQuantizer:
+def _two_level_inputs(_x: Tensor, *, bits: int, scales: ScaleFormat) -> ActQuantizer:
     """Groups of 4 bits in two levels; 8 bits per token, which need none."""
     return dynamic_inputs(4, "group", scales=scales) if bits == 4 else dynamic_inputs(8, "token")
 

@@ -17,13 +17,10 @@ from torch import Tensor
 from harness.bench.layers import packed_linear, random_input, random_linear
 from harness.bench.peers import bf16
 from harness.bench.shapes import FLUX, FLUX_ROWS, MODULATION, NumberFormat, Shape, parse_formats
-from harness.conformance.packed import has_scale_formats
-from harness.kernels.quantizers.uniform import quantize_uniform
 from harness.measure.timing import Contestant, copies_needed, prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ROUNDS, WARM_UP = 20, 3
-SCALES = "integer" if has_scale_formats(quantize_uniform) else "float"
 MANY = [None, *parse_formats("w4a4,w4a8,w3a8,w2a8")]
 FEW = [None, *parse_formats("w4a16,w3a16,w2a16")]
 
@@ -36,7 +33,7 @@ def time_layer(benchmark: Any, shape: Shape, rows: int, numbers: NumberFormat | 
         if numbers is None:
             first, held = bf16(weight, bias), 2 * weight.numel()
         else:
-            first = packed_linear(weight, bias, numbers, "float" if numbers.weight_only else SCALES)
+            first = packed_linear(weight, bias, numbers, "float" if numbers.weight_only else "integer")
             held = sum(first.bytes_by_part().values())
         copies = copies_needed(held + 2 * rows * shape.k)
         layers = [first, *(copy.deepcopy(first) for _ in range(copies - 1))]

@@ -22,8 +22,8 @@ from harness.bench.shapes import (
 )
 from harness.cli import call
 from harness.conformance.definition import layer_float64, relative_error
-from harness.conformance.packed import scale_options
 from harness.errors import UserError
+from harness.kernels.weights import UniformWeight
 from harness.measure.floor import Ceilings
 
 SMALL = Shape("small", 64, 48)
@@ -118,14 +118,12 @@ def test_a_packed_layer_is_near_the_layer_it_stands_for(numbers: tuple[int, int]
     assert (layer.act is None) is (numbers[1] == 16)
 
 
-def test_an_unknown_scale_format_is_the_users_mistake() -> None:
-    class Old:
-        def __init__(self, bits: int) -> None:
-            pass
-
-    with pytest.raises(UserError, match=r"--scales integer: .* has float scales only"):
-        scale_options(Old.__init__, "integer")
-    assert scale_options(Old.__init__, "float") == {}
+@pytest.mark.parametrize("scales", ["integer", "e8m0"])
+def test_scale_formats_reach_weights_and_inputs(scales: Any) -> None:
+    layer = packed_linear(*random_linear(SMALL, "cpu"), NumberFormat(4, 4), scales)
+    assert isinstance(layer.weight, UniformWeight)
+    assert layer.act is not None
+    assert (layer.weight.scale_format, layer.act.scale_format) == (scales, scales)
 
 
 def test_the_road_is_asked_of_the_layer() -> None:
@@ -257,6 +255,8 @@ def test_without_a_gpu_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_large_layers_are_refused_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["bench", "kernels", "--device", "cpu"]) == 2
     assert "too large for --device cpu" in capsys.readouterr().err
+    assert call(["bench", "kernels", "--device", "cpu", "--scales", "integers"]) == 2
+    assert "did you mean integer" in capsys.readouterr().err
 
 
 def test_the_command_prints_tables_and_writes_json_and_plot(
@@ -265,7 +265,7 @@ def test_the_command_prints_tables_and_writes_json_and_plot(
     json_file, plot = tmp_path / "r.json", tmp_path / "r.png"
     sizes = ["--shapes", "64x48", "--rows", "80", "--few-shapes", "64x48", "--few-rows", "2"]
     files = ["--json", str(json_file), "--plot", str(plot), "--commit", "abc"]
-    how = ["--device", "cpu", "--scales", "float", "--reps", "2", "--peers", "none", "--rotate-mb", "0"]
+    how = ["--device", "cpu", "--reps", "2", "--peers", "none", "--rotate-mb", "0"]
     assert call(["bench", "kernels", *sizes, *files, *how, "--formats", "w4a4,w4a16"]) == 0
     out = capsys.readouterr().out
     assert "## linear-eager" in out
