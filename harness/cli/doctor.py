@@ -47,12 +47,10 @@ def doctor_command(
 
 
 def _check_kernels(as_json: bool) -> int:
-    """Run the parity suite on the GPU; in Triton's interpreter on the CPU where that is switched on."""
-    import os
-
+    """Run the parity suite on the GPU."""
     import torch
 
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if not torch.cuda.is_available():
         raise UserError("doctor --gpu: torch sees no CUDA device here")
     from harness.conformance.parity import TOLERANCE, check_parity
 
@@ -61,7 +59,7 @@ def _check_kernels(as_json: bool) -> int:
         _print_machine(report["environment"])
         print("\nkernels: road, error against float64, difference from the reference backend")
     bad = 0
-    for found in check_parity("cuda" if torch.cuda.is_available() else "cpu"):
+    for found in check_parity("cuda"):
         bad += not found.ok
         report["kernels"].append(asdict(found))
         if not as_json:

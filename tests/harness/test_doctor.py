@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -56,28 +57,51 @@ def test_a_wrong_path_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -
     assert "nowhere.pth is not a file" in capsys.readouterr().err
 
 
-def test_kernels_are_checked_where_they_can_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that says it has a GPU."""
     import torch
 
+    from harness.cli import doctor
+
+    environment = {**doctor._environment(), "gpu": {"name": "Card", "memory_bytes": 2**30, "cuda": "13"}}
+    monkeypatch.setattr(doctor, "_environment", lambda: environment)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_kernels_need_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call(["doctor", "--gpu"]) == 2
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("card")
+def test_kernels_are_checked_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from harness.conformance import cases, parity
 
-    if not torch.cuda.is_available():
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        assert call(["doctor", "--gpu"]) == 2
-        assert "sees no CUDA device" in capsys.readouterr().err
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    # The default is bound when the function is defined.
-    monkeypatch.setattr(parity.check_parity, "__defaults__", (cases.CASES[:2],))
+    check, devices = parity.check_parity, []
+
+    def on_the_cpu(device: str) -> Iterator[parity.Parity]:
+        devices.append(device)
+        return check("cpu", cases.CASES[:2])
+
+    monkeypatch.setattr(parity, "check_parity", on_the_cpu)
     assert call(["doctor", "--gpu"]) == 0
-    assert "2 of 2 layers agree, 0 differ" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "gpu: Card, 1 GiB, CUDA 13" in text
+    assert text.endswith("2 of 2 layers agree, 0 differ\n")
     assert call(["doctor", "--gpu", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [one["ok"] for one in report["kernels"]] == [True, True]
     assert all(one["error"] < report["tolerance"] for one in report["kernels"])
+    assert devices == ["cuda", "cuda"]
 
 
+@pytest.mark.usefixtures("card")
 def test_kernels_that_differ_are_exit_code_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +112,6 @@ def test_kernels_that_differ_are_exit_code_one(
             parity.Parity("linear w4", False, "int8", float("nan"), 0.5, "3 of 9 values were not written")
         ]
 
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(parity, "check_parity", wrong)
     assert call(["doctor", "--gpu"]) == 1
     text = capsys.readouterr().out
