@@ -156,7 +156,7 @@ def bench_layer(
     """
     weight, bias = random_linear(shape, settings.device)
     few = rows <= FEW
-    with torch.no_grad():
+    with torch.no_grad(), _room_to_compile(settings.device):
         built = [_peer(BASELINE, shape, rows, weight, bias, settings)]
         built += [_ours(numbers, shape, rows, weight, bias, settings) for numbers in formats]
         chosen = [peer for peer in settings.peers if (peer.few if few else peer.many)]
@@ -165,14 +165,14 @@ def bench_layer(
         inputs = [random_input(rows, shape.k, settings.device, 1 + i) for i in range(max(1, count))]
         for one in built:
             _judge(one, inputs[0], weight, bias)
-        with _room_to_compile(settings.launches):
-            found = race(list(_contestants(built, inputs)), settings.device, repetitions=settings.repetitions)
+        contestants = list(_contestants(built, inputs))
+        found = race(contestants, settings.device, repetitions=settings.repetitions)
         rows_found = [
             _row(shape, rows, one, launch, found, built[0], ceilings)
             for one in built
             for launch in one.launches
         ]
-    del built, inputs, weight, bias
+    del built, contestants, inputs, weight, bias
     _forget(settings.device)
     return rows_found
 
@@ -257,9 +257,12 @@ def _compiled(layer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return compiled
 
 
-def _room_to_compile(launches: Sequence[Launch]) -> AbstractContextManager[object]:
-    """Let torch compile one graph per copy without giving up."""
-    if "compiled" not in launches:
+def _room_to_compile(device: torch.device) -> AbstractContextManager[object]:
+    """Forget what torch compiled before, and let it compile one graph per shape and copy without giving up.
+
+    Nothing is compiled on the CPU.
+    """
+    if device.type != "cuda":
         return nullcontext()
     import torch._dynamo as dynamo
 

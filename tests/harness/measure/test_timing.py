@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from harness.measure.timing import (
     Times,
     copies_needed,
     paired_ratio,
+    prepare,
     race,
 )
 
@@ -114,3 +116,15 @@ def test_the_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
 def test_unequal_numbers_of_repetitions_make_no_pairs() -> None:
     with pytest.raises(ValueError, match="make no pairs"):
         paired_ratio([1.0, 2.0], [1.0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_replays_every_call() -> None:
+    counters = [torch.zeros(1, device="cuda") for _ in range(3)]
+    replay = prepare(
+        Contestant("count", tuple(lambda c=c: c.add_(1) for c in counters), graph=True), "cuda", 2
+    )
+    before = [float(c) for c in counters]
+    replay()
+    replay()
+    assert [float(c) for c in counters] == [b + 2 for b in before]
