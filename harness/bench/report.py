@@ -30,7 +30,7 @@ def merge(path: Path, section: str, content: Mapping[str, Any], figures: Mapping
     """Write a section and its headline figures into a file, keeping what others wrote there.
 
     Args:
-        path: made when missing.
+        path: made when missing, with its folder.
         section: name of the command.
         content: replaces what the file holds under that name.
         figures: replace the values of their names at the top of the file.
@@ -43,6 +43,7 @@ def merge(path: Path, section: str, content: Mapping[str, Any], figures: Mapping
         held = read(path)
     merged = {**held, **finite(dict(figures)), section: finite(dict(content))}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, (json.dumps(merged, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
@@ -114,7 +115,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
 
 def figures(held: Mapping[str, Any]) -> dict[str, str]:
     """Return the table `figures` of the numbers at the top of a result file; none where it has none."""
-    found = {name: value for name, value in held.items() if isinstance(value, int | float)}
+    found = {name: value for name, value in held.items() if isinstance(value, float)}
     if not found:
         return {}
     return {"figures": _aligned([("figure", "value"), *((name, f"{found[name]:.4g}") for name in found)])}

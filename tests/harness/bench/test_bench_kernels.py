@@ -171,7 +171,7 @@ def test_headline_figures_need_every_layer_and_the_published_sizes() -> None:
 
 
 def test_a_file_keeps_what_others_wrote(tmp_path: Path) -> None:
-    path = tmp_path / "h200.json"
+    path = tmp_path / "new" / "h200.json"
     report.merge(path, "model", {"steps": 1}, {"flux_step_ms": 95.0, "commit": "a"})
     report.merge(path, "kernels", {"rows": []}, {"gemv_w4_m1": 3.5, "commit": "b"})
     report.merge(path, "kernels", {"rows": [1]}, {"gemv_w4_m1": float("nan")})
