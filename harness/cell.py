@@ -210,7 +210,8 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
     counted = blocks[: -(-job.n // len(job.blocks[0]))]
     seconds = round(sum(block.seconds for block in counted), 3)
     values = job.files.measured(own.checkpoint) or {}
-    measured = Measured(quantize_s=note.get("quantize_s"), generate_s=seconds, **values)
+    roads = _joined([block.roads for block in counted])
+    measured = Measured(quantize_s=note.get("quantize_s"), generate_s=seconds, roads=roads, **values)
     record = Record(identity=job.cell.identity, result=result, measured=measured)
     source = record_source(job, own, against)
     job.files.write_record(finite(record.to_json()), source)
@@ -264,7 +265,16 @@ def _generate_block(world: World, session: Session, job: Job, prompts: Sequence[
     seconds = time.perf_counter() - started
     if images.dtype != "uint8" or images.ndim != 4 or len(images) != len(prompts):
         raise CellError("crashed", f"the model gave {images.dtype} {images.shape} for {len(prompts)} prompts")
-    return Block(images, world.features(job.cell.setting, images), seconds)
+    return Block(images, world.features(job.cell.setting, images), seconds, roads=session.roads())
+
+
+def _joined(blocks: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return the kernels by layer over all blocks; several of one layer by comma, sorted."""
+    found: dict[str, set[str]] = {}
+    for roads in blocks:
+        for layer, road in roads.items():
+            found.setdefault(layer, set()).add(road)
+    return {layer: ", ".join(sorted(seen)) for layer, seen in found.items()}
 
 
 def _read(job: Job, checkpoint: str) -> list[Block]:

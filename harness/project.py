@@ -209,6 +209,12 @@ class ModelSession:
 
         return generate_block(self._pipeline, self._card, list(prompts), self._seed)
 
+    def roads(self) -> dict[str, str]:
+        """Return the kernels each packed layer ran in the last forward, by layer."""
+        from harness.kernels.roads import roads_taken
+
+        return roads_taken(self._denoiser)
+
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
         """Time one denoiser step in turns with the unquantized one, and take its peak memory."""
         from harness.generate import denoiser_call

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -55,12 +55,14 @@ class Block:
         features: float32 [n, 64], or None for a prompt set without a recogniser.
         seconds: how long generating it took.
         judge: digest of what formed the features.
+        roads: kernels that ran, by layer; empty where layers have one way only.
     """
 
     images: NDArray[np.uint8]
     features: NDArray[np.float32] | None
     seconds: float
     judge: str = ""
+    roads: dict[str, str] = field(default_factory=dict)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -264,7 +266,8 @@ class CellStore:
             with Image.open(path) as image:
                 images.append(np.asarray(image.convert("RGB"), dtype=np.uint8))
         features = load_file(folder / FEATURES)["features"] if (folder / FEATURES).exists() else None
-        return Block(np.stack(images), features, float(note["seconds"]), str(note.get("judge")))
+        roads = {str(layer): str(road) for layer, road in note.get("roads", {}).items()}
+        return Block(np.stack(images), features, float(note["seconds"]), str(note.get("judge")), roads)
 
     def write_block(self, index: int, owner: str, block: Block, judge: str) -> None:
         """Store block `index`.
@@ -290,7 +293,7 @@ class CellStore:
             for name, data in files.items():
                 write_bytes(folder / name, data)
 
-        note = {"owner": owner, "seconds": round(block.seconds, 3), "judge": judge}
+        note = {"owner": owner, "seconds": round(block.seconds, 3), "judge": judge, "roads": block.roads}
         if self.block_folder(index).parent.is_symlink():
             remove(self.block_folder(index).parent)  # the link, not what it leads to
         put_folder(self.block_folder(index), fill, lambda: note)

@@ -163,6 +163,10 @@ class Session(Protocol):
         """
         ...
 
+    def roads(self) -> dict[str, str]:
+        """Return the kernels each packed layer ran when the last block was generated, by layer."""
+        ...
+
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
         """Time the model against the unquantized one, and take its peak memory."""
         ...

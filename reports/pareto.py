@@ -17,9 +17,9 @@ from harness.reports.record import Record
 from harness.reports.rows import REFERENCE, mark_twins, row, sort_records
 
 # Okabe and Ito's palette without its yellow, which is too light for thin lines on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "p", "D", "h", "8", "P", "H", "d")  # with room for a digit
-_INK, _SOFT, _GRID = "#1a1c1f", "#5b6470", "#e6e8ec"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "p", "D", "h", "8", "P", "H", "d")  # with room for a digit
+INK, SOFT, GRID = "#1a1c1f", "#5b6470", "#e6e8ec"
 _PANELS = (("psnr", "PSNR against the reference (dB)"), ("prompt_accuracy", "Prompt accuracy"))
 
 
@@ -48,7 +48,7 @@ def pareto_figure(records: Sequence[Record], title: str) -> Figure | None:
         return None
     figure = Figure(figsize=(11, 5), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(literal(title), fontsize=12, fontweight="bold", x=0.01, ha="left", color=_INK)
+    figure.suptitle(literal(title), fontsize=12, fontweight="bold", x=0.01, ha="left", color=INK)
     panels = figure.subplots(1, 2)
     reference = next((flat for flat in flats if flat["method"] == REFERENCE), None)
     for axes, (name, label) in zip(panels, _PANELS, strict=True):
@@ -71,19 +71,19 @@ def _series_name(flat: dict[str, Any]) -> str:
 
 def _style(axes: Axes, label: str) -> None:
     """Give a panel its labels and a light grid."""
-    axes.set_xlabel("packed weights of the denoiser (MiB)", color=_INK)
-    axes.set_ylabel(label, color=_INK)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_xlabel("packed weights of the denoiser (MiB)", color=INK)
+    axes.set_ylabel(label, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_SOFT)
-    axes.tick_params(colors=_SOFT, labelsize=9)
+    axes.spines[["left", "bottom"]].set_color(SOFT)
+    axes.tick_params(colors=SOFT, labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(7))
 
 
 def _draw_series(axes: Axes, series: dict[str, list[dict[str, Any]]], name: str) -> None:
     """Draw one line with error bars per method and write the weight bits into its markers."""
-    looks = zip(cycle(_COLOURS), cycle(_MARKERS), strict=False)
+    looks = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
     for (label, flats), (colour, marker) in zip(series.items(), looks, strict=False):
         points = sorted(
             (flat for flat in flats if flat[name] is not None), key=lambda flat: flat["weight_bytes"]
@@ -115,13 +115,13 @@ def _bars(points: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
 def _draw_reference(axes: Axes, flat: dict[str, Any], name: str) -> None:
     """Draw the reference's level; its size is written, since its place would squeeze the others together."""
     level = flat[name]
-    axes.axhline(level, color=_SOFT, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
+    axes.axhline(level, color=SOFT, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
     if flat[f"{name}_lo"] is not None and flat[f"{name}_hi"] is not None:
-        axes.axhspan(flat[f"{name}_lo"], flat[f"{name}_hi"], color=_SOFT, alpha=0.10, linewidth=0, zorder=0)
+        axes.axhspan(flat[f"{name}_lo"], flat[f"{name}_hi"], color=SOFT, alpha=0.10, linewidth=0, zorder=0)
     size = "" if flat["weight_bytes"] is None else f", {flat['weight_bytes'] / MIB:.1f} MiB"
     axes.annotate(
         f"16-bit reference{size}", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 4),
-        textcoords="offset points", fontsize=8.5, color=_SOFT,
+        textcoords="offset points", fontsize=8.5, color=SOFT,
     )  # fmt: skip
 
 

@@ -70,7 +70,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Measured:
-    """Times, memory and environment: what no two runs share."""
+    """Times, memory and environment: what no two runs share.
+
+    `roads` names the kernels that ran while images were generated, by layer; empty where layers have one way.
+    """
 
     peak_bytes: int | None = None
     step_ms: float | None = None
@@ -84,6 +87,7 @@ class Measured:
     generate_s: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     log_tail: str | None = None
+    roads: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

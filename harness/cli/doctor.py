@@ -23,8 +23,13 @@ def doctor_command(
     ] = None,
     checks: Annotated[bool, typer.Option(help="Compare every metric with its golden value.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Check the kernels of packed layers on the GPU, and nothing else.")
+    ] = False,
 ) -> int:
     """Say what this machine can measure, and whether it measures it right."""
+    if gpu:
+        return _check_kernels(as_json)
     paths = _paths(data_path or [])
     from harness.compat import quiet_imports
 
@@ -39,6 +44,34 @@ def doctor_command(
     else:
         _print(report, verdicts)
     return SOMETHING_DIFFERS if any(verdict.failed for verdict in verdicts) else ALL_WELL
+
+
+def _check_kernels(as_json: bool) -> int:
+    """Run the parity suite on the GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("doctor --gpu: torch sees no CUDA device here")
+    from harness.conformance.parity import TOLERANCE, check_parity
+
+    report: dict[str, Any] = {"environment": _environment(), "tolerance": TOLERANCE, "kernels": []}
+    if not as_json:
+        _print_machine(report["environment"])
+        print("\nkernels: road, error against float64, difference from the reference backend")
+    bad = 0
+    for found in check_parity("cuda"):
+        bad += not found.ok
+        report["kernels"].append(asdict(found))
+        if not as_json:
+            verdict = "ok" if found.ok else f"differs: {found.detail}"
+            print(f"  {found.case}: {found.road}, {found.error:.2g}, {found.reference_error:.2g}, {verdict}")
+    if as_json:
+        from harness.reports.validation import finite
+
+        print(json.dumps(finite(report), indent=1))
+    else:
+        print(f"\n{len(report['kernels']) - bad} of {len(report['kernels'])} layers agree, {bad} differ")
+    return SOMETHING_DIFFERS if bad else ALL_WELL
 
 
 def _paths(texts: list[str]) -> dict[str, Path]:
@@ -74,14 +107,7 @@ def _verdicts() -> list[Verdict]:
 
 
 def _print(report: dict[str, Any], verdicts: list[Verdict]) -> None:
-    environment = report["environment"]
-    print(f"python {environment['python']}, {environment['system']}")
-    print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
-    gpu = environment["gpu"]
-    card = (
-        "none" if gpu is None else f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, CUDA {gpu['cuda']}"
-    )
-    print(f"cpu: {environment['cpu']}, {environment['cores']} cores; gpu: {card}")
+    _print_machine(report["environment"])
     print("\nmetrics")
     width = max(len(row["name"]) for row in report["metrics"])
     for row in report["metrics"]:
@@ -94,6 +120,16 @@ def _print(report: dict[str, Any], verdicts: list[Verdict]) -> None:
     bad = sum(verdict.failed for verdict in verdicts)
     left = sum(verdict.outcome == "not run" for verdict in verdicts)
     print(f"\n{len(verdicts) - bad - left} of {len(verdicts)} checks agree, {bad} differ, {left} not run")
+
+
+def _print_machine(environment: dict[str, Any]) -> None:
+    print(f"python {environment['python']}, {environment['system']}")
+    print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
+    gpu = environment["gpu"]
+    card = (
+        "none" if gpu is None else f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, CUDA {gpu['cuda']}"
+    )
+    print(f"cpu: {environment['cpu']}, {environment['cores']} cores; gpu: {card}")
 
 
 def _difference(verdict: Verdict) -> str:

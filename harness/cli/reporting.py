@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,20 +114,36 @@ def show_command(
         "identity": record.get("identity") or hashed,
         "made with": made_with,
         "result": _without(record.get("result"), "per_prompt"),
-        "measured": _without(record.get("measured"), "log_tail"),
+        "measured": _without(_without(record.get("measured"), "log_tail"), "roads"),
     }
+    roads = _roads(record)
     for name, content in sections.items():
         print(f"{name}:")
         _print_fields(content if isinstance(content, dict) else {"state": "not finished"}, "  ")
-    _print_layers(files.ledger())
+    _print_roads(roads)
+    _print_layers(files.ledger(), roads)
     print(f"folder: {files.folder}")
     tail = files.log_tail()
     if tail:
         print("log:\n" + "\n".join(f"  {line}" for line in tail.splitlines()))
 
 
-def _print_layers(ledger: dict[str, Any] | None) -> None:
-    """Print a line per quantized layer: role, shape, mean width of its codes, bytes by part."""
+def _roads(record: dict[str, Any]) -> dict[str, str]:
+    """Return the kernels that ran by layer, where the record tells."""
+    measured = record.get("measured")
+    roads = measured.get("roads") if isinstance(measured, dict) else None
+    return {str(layer): str(road) for layer, road in roads.items()} if isinstance(roads, dict) else {}
+
+
+def _print_roads(roads: dict[str, str]) -> None:
+    """Print how many layers ran which kernels."""
+    if roads:
+        counts = Counter(roads.values())
+        print("kernels: " + ", ".join(f"{road} {count}" for road, count in sorted(counts.items())))
+
+
+def _print_layers(ledger: dict[str, Any] | None, roads: dict[str, str]) -> None:
+    """Print a line per quantized layer: role, shape, mean width of its codes, bytes by part, kernels."""
     rows = (ledger or {}).get("rows")
     if not isinstance(rows, list) or not rows:
         return
@@ -135,6 +152,7 @@ def _print_layers(ledger: dict[str, Any] | None) -> None:
         shape = "x".join(map(str, row["shape"]))
         parts = ", ".join(f"{part} {count}" for part, count in row["bytes"].items() if count)
         line = f"W{row['w_bits']}A{row['a_bits']}, mean {row['mean_bits']:.3g} bits; bytes: {parts}"
+        line += f"; kernels: {roads[row['name']]}" if row["name"] in roads else ""
         print(f"  {row['name']} ({row['role']}, {shape}): {line}")
 
 

@@ -82,7 +82,7 @@ def compare_step_ms(
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
             times[which].append(time_ms(pair[which], device))
     ratios = [ours / theirs for ours, theirs in zip(*times, strict=True)]
-    return StepTimes(_quartiles(times[0]), _quartiles(times[1]), median_ratio(ratios))
+    return StepTimes(quartiles(times[0]), quartiles(times[1]), median_ratio(ratios))
 
 
 def time_ms(function: Callable[[], object], device: torch.device | str) -> float:
@@ -110,7 +110,8 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _quartiles(times: list[float]) -> Quartiles:
+def quartiles(times: Sequence[float]) -> Quartiles:
+    """Return the median and the quartiles of times, linearly interpolated."""
     lo, median, hi = np.percentile(np.asarray(times, dtype=np.float64), [25, 50, 75])
     return Quartiles(float(median), float(lo), float(hi))
 

@@ -177,8 +177,12 @@ def _per_prompt(record: Record) -> dict[str, list[float | None]]:
 
 
 def _layers(record: Record, source: Source) -> list[dict[str, Any]]:
-    """Return the layers of a cell, where there is a run to read them from."""
-    return [] if source.run_folder is None else read_layers(source.run_folder, record.identity.cell)
+    """Return the layers of a cell, where there is a run to read them from, with the kernels that ran."""
+    if source.run_folder is None:
+        return []
+    roads = {clean(layer): clean(road) for layer, road in record.measured.roads.items()}
+    layers = read_layers(source.run_folder, record.identity.cell)
+    return [{**layer, "road": roads[layer["name"]]} if layer["name"] in roads else layer for layer in layers]
 
 
 def _gallery(groups: Iterable[Sequence[Record]], source: Source, taken: int) -> Gallery:

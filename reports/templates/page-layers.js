@@ -45,6 +45,7 @@ function layerColumns(layers) {
   return [
     plain("name", "Layer", true), plain("role", "Role", true), plain("shape", "Shape", true), plain("weights", "Weights"),
     plain("w_bits", "W"), plain("a_bits", "A"), plain("mean_bits", "Mean code bits"), plain("stored_bits", "Stored bits"),
+    ...(layers.some((row) => row.road) ? [plain("road", "Kernels", true)] : []),
     ...keys("note").map(inside("note")), ...keys("bytes").map(inside("bytes")),
   ];
 }

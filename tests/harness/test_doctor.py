@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -54,3 +55,66 @@ def test_a_wrong_path_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean inception" in capsys.readouterr().err
     assert call(["doctor", "--data-path", "inception=nowhere.pth"]) == 2
     assert "nowhere.pth is not a file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that says it has a GPU."""
+    import torch
+
+    from harness.cli import doctor
+
+    environment = {**doctor._environment(), "gpu": {"name": "Card", "memory_bytes": 2**30, "cuda": "13"}}
+    monkeypatch.setattr(doctor, "_environment", lambda: environment)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_kernels_need_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call(["doctor", "--gpu"]) == 2
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("card")
+def test_kernels_are_checked_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.conformance import cases, parity
+
+    check, devices = parity.check_parity, []
+
+    def on_the_cpu(device: str) -> Iterator[parity.Parity]:
+        devices.append(device)
+        return check("cpu", cases.CASES[:2])
+
+    monkeypatch.setattr(parity, "check_parity", on_the_cpu)
+    assert call(["doctor", "--gpu"]) == 0
+    text = capsys.readouterr().out
+    assert "gpu: Card, 1 GiB, CUDA 13" in text
+    assert text.endswith("2 of 2 layers agree, 0 differ\n")
+    assert call(["doctor", "--gpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["ok"] for one in report["kernels"]] == [True, True]
+    assert all(one["error"] < report["tolerance"] for one in report["kernels"])
+    assert devices == ["cuda", "cuda"]
+
+
+@pytest.mark.usefixtures("card")
+def test_kernels_that_differ_are_exit_code_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.conformance import parity
+
+    def wrong(_device: str) -> list[parity.Parity]:
+        return [
+            parity.Parity("linear w4", False, "int8", float("nan"), 0.5, "3 of 9 values were not written")
+        ]
+
+    monkeypatch.setattr(parity, "check_parity", wrong)
+    assert call(["doctor", "--gpu"]) == 1
+    text = capsys.readouterr().out
+    assert "linear w4: int8, nan, 0.5, differs: 3 of 9 values were not written" in text
+    assert call(["doctor", "--gpu", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["kernels"][0]["error"] is None

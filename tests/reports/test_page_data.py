@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from harness.reports.page import Source, render
 from harness.reports.page.columns import page_columns
-from harness.reports.page.data import build, script_json
+from harness.reports.page.data import _layers, build, script_json
 from harness.reports.page.images import embed, find_images
 from harness.reports.page.layers import read_layers
 from harness.reports.record import Metric
@@ -158,6 +159,17 @@ def test_layers_count_what_a_weight_takes_without_its_bias(run):
     assert (first["weights"], first["stored_bits"], first["shape"]) == (128, (64 + 16) * 8 / 128, "8×16")
     assert (first["note"], second["note"]["error"]) == ({"rank": 4, "error": 0.25}, 0.5)
     assert read_layers(folder, "a" * 16) == []
+
+
+def test_layers_name_the_kernels_that_ran_where_the_record_does(run):
+    folder, records = run
+    names = [layer["name"] for layer in read_layers(folder, "b" * 16)]
+    there = next(record for record in records if record.identity.cell == "b" * 16)
+    roads = {names[1]: "int8<b>", "elsewhere": "gemv"}
+    ran = replace(there, measured=replace(there.measured, roads=roads))
+    source = Source(run_folder=folder)
+    assert [layer.get("road") for layer in _layers(ran, source)] == [None, "int8<b>"]
+    assert all("road" not in layer for layer in _layers(there, source))
 
 
 def test_nothing_from_the_data_becomes_markup(run):

@@ -96,6 +96,7 @@ def test_run_show_and_report(toy, capsys):
     shown = capsys.readouterr().out
     for text in ('method: "fine"', 'state: "ok"', "effective_bits: 4.5", "quantizing with fine", "step_ms:"):
         assert text in shown
+    assert "kernels: gemv 1, int8 2" in shown.splitlines()
     assert call(["show", str(toy.out), "zzz"]) == 2
     assert "unknown cell 'zzz'" in capsys.readouterr().err
     assert call(["show", str(toy.out), ""]) == 2
@@ -166,8 +167,9 @@ def test_show_prints_the_layers_of_an_undamaged_checkpoint_only(tmp_path, capsys
     layer = {"name": "blocks.0.proj", "role": "proj.in", "shape": [4, 8], "w_bits": 3, "a_bits": 8}
     ledger = {"rows": [{**layer, "mean_bits": 3.0, "bytes": {"codes": 12, "zeros": 0}}]}
     files.write_checkpoint(lambda to: (to / "ledger.json").write_text(json.dumps(ledger)), lambda: {})
+    files.write_record({"measured": {"roads": {"blocks.0.proj": "expand16"}}}, "source")
     assert call(["show", str(tmp_path), "k"]) == 0
-    line = "  blocks.0.proj (proj.in, 4x8): W3A8, mean 3 bits; bytes: codes 12"
+    line = "  blocks.0.proj (proj.in, 4x8): W3A8, mean 3 bits; bytes: codes 12; kernels: expand16"
     assert line in capsys.readouterr().out.splitlines()
     (files.checkpoint / "ledger.json").write_text("{}")
     assert call(["show", str(tmp_path), "k"]) == 0

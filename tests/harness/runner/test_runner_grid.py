@@ -36,6 +36,7 @@ def test_every_stage_runs_and_leaves_what_the_design_says(toy):
     assert len(record["result"]["per_prompt"]["brightness"]) == 40
     assert record["result"]["metrics"]["gap"]["value"] > 0
     assert record["measured"]["quantize_s"] == 0.25
+    assert record["measured"]["roads"] == {"to_q": "int8", "to_k": "int8", "norm.linear": "gemv"}
     assert "quantizing with fine" in (cell / "log.txt").read_text()
     reference = toy.result("reference")
     assert (reference["execution"], reference["effective_bits"], reference["weight_bytes"]) == (

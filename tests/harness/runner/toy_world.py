@@ -112,6 +112,9 @@ class ToySession:
         made = [noise(p.id, p.text, seed, self.weights).integers(0, 256, (SIDE, SIDE, 3)) for p in prompts]
         return np.stack(made).astype(np.uint8)
 
+    def roads(self):
+        return {} if self.weights == b"float" else {"to_q": "int8", "to_k": "int8", "norm.linear": "gemv"}
+
     def measure(self, prompts):
         trace(self.setting, "measure", self.setting.model.name)
         now = time.perf_counter()

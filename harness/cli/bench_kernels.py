@@ -1,0 +1,218 @@
+"""`harness bench kernels`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from harness.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.bench.kernels import Row, Settings
+    from harness.bench.peers import Peer
+    from harness.bench.shapes import NumberFormat, Shape
+    from harness.kernels.quantizers.scales import ScaleFormat
+
+_MOST_ON_CPU = 2**28
+"""Multiplications of one layer beyond which the CPU is no place to time it."""
+
+
+def bench_kernels_command(
+    shapes: Annotated[
+        str, typer.Option(help="Layers at many rows, by comma: `flux`, or IN x OUT as 3072x9216; `none`.")
+    ] = "flux",
+    rows: Annotated[int, typer.Option(help="Rows (tokens) of their input.")] = 4608,
+    few_shapes: Annotated[
+        str, typer.Option(help="Layers at few rows: `modulation`, or IN x OUT; `none`.")
+    ] = "modulation",
+    few_rows: Annotated[str, typer.Option(help="Rows of their input, by comma.")] = "1,16",
+    formats: Annotated[
+        str, typer.Option(help="Formats of packed layers; those with A16 are timed at few rows.")
+    ] = "w4a4,w4a8,w3a8,w2a8,w4a16,w3a16,w2a16",
+    scales: Annotated[str, typer.Option(help="Scale format where inputs are quantized.")] = "integer",
+    peers: Annotated[str, typer.Option(help="Libraries timed beside: all, none, or names by comma.")] = "all",
+    launch: Annotated[
+        str, typer.Option(help="eager, graph, compiled, by comma (the last two on CUDA).")
+    ] = "eager,graph,compiled",
+    reps: Annotated[int, typer.Option(help="Repetitions of each contestant, interleaved.")] = 50,
+    rotate_mb: Annotated[int, typer.Option(help="MB of inputs and weights a repetition runs over.")] = 200,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Put the result into this file; others' keys stay."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the roofline plot into this file.")
+    ] = None,
+    commit: Annotated[
+        str | None, typer.Option(help="Commit to note in the file.  [default: git's]", show_default=False)
+    ] = None,
+) -> int:
+    """Time packed layers beside bf16 and other libraries."""
+    from harness.bench import shapes as known
+
+    chosen = known.parse_formats(formats)
+    many = [] if shapes == "none" else [(shape, rows) for shape in known.parse_shapes(shapes)]
+    small = [] if few_shapes == "none" else known.parse_shapes(few_shapes)
+    few = [(shape, count) for shape in small for count in _counts(few_rows)]
+    if rows < 1 or reps < 1 or rotate_mb < 0:
+        raise UserError("--rows and --reps are at least 1, --rotate-mb at least 0")
+    settings = _settings(device, launch, reps, scales, peers, rotate_mb)
+    if settings.device.type == "cpu":
+        _check_size([*many, *few])
+    content, found = _run(settings, many, few, chosen)
+    _deliver(content, found, settings, json_file, plot, commit)
+    return 1 if any(row.contestant == "packed" and row.state != "ok" for row in found) else 0
+
+
+def _counts(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--few-rows {text!r} is no list of positive numbers")
+    return [int(part) for part in parts]
+
+
+def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rotate_mb: int) -> Settings:
+    import torch
+
+    from harness.bench.kernels import LAUNCHES, Settings
+    from harness.kernels.quantizers.scales import SCALE_FORMATS
+
+    if scales not in SCALE_FORMATS:
+        raise unknown("--scales", scales, SCALE_FORMATS)
+    if device not in {"auto", "cuda", "cpu"}:
+        raise unknown("--device", device, ("auto", "cuda", "cpu"))
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError(
+            "bench kernels needs a CUDA device, and torch sees none; to try it out: --device cpu "
+            "--shapes 256x512 --rows 32 --few-shapes 256x512"
+        )
+    asked = [part.strip() for part in launch.split(",") if part.strip()]
+    for name in asked:
+        if name not in LAUNCHES:
+            raise unknown("--launch", name, LAUNCHES)
+    launches = tuple(name for name in LAUNCHES if name in asked)
+    return Settings(
+        device=torch.device("cpu" if device == "cpu" else "cuda"),
+        launches=("eager",) if device == "cpu" else launches,
+        repetitions=reps,
+        scales=cast("ScaleFormat", scales),
+        peers=_peers(peers),
+        rotated=rotate_mb * 10**6,
+    )
+
+
+def _peers(text: str) -> tuple[Peer, ...]:
+    from harness.bench.peers import PEERS
+
+    if text in {"all", "none"}:
+        return PEERS if text == "all" else ()
+    by_name = {peer.name: peer for peer in PEERS}
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    for name in names:
+        # Some names hold a comma; their beginning is enough for any.
+        if not any(known.startswith(name) for known in by_name):
+            raise unknown("peer", name, by_name)
+    return tuple(peer for peer in PEERS if any(peer.name.startswith(name) for name in names))
+
+
+def _check_size(layers: Sequence[tuple[Shape, int]]) -> None:
+    for shape, rows in layers:
+        if shape.k * shape.n * rows > _MOST_ON_CPU:
+            raise UserError(
+                f"{shape.name} at {rows} rows is too large for --device cpu; give small ones, as "
+                "--shapes 256x512 --rows 32 --few-shapes 256x512"
+            )
+
+
+def _run(
+    settings: Settings,
+    many: Sequence[tuple[Shape, int]],
+    few: Sequence[tuple[Shape, int]],
+    formats: Sequence[NumberFormat],
+) -> tuple[dict[str, Any], list[Row]]:
+    """Time every layer and return the section of the file and its rows."""
+    import time
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from harness.bench.kernels import bench_layer
+    from harness.bench.report import rows_json
+    from harness.compat import quiet_imports
+    from harness.measure.floor import measure_ceilings
+    from harness.measure.gpu import gpu_state
+
+    console = Console(stderr=True)
+    with quiet_imports():
+        before, ceilings = gpu_state(), measure_ceilings(settings.device)
+        console.print(
+            f"ceilings: copy {ceilings.bandwidth / 1e12:.3g} TB/s, bf16 {ceilings.bf16 / 1e12:.4g} TFLOP/s",
+            highlight=False,
+        )
+        found: list[Row] = []
+        states = []
+        for shape, rows in (*many, *few):
+            chosen = [one for one in formats if one.weight_only is ((shape, rows) in few)]
+            started = time.monotonic()
+            found += bench_layer(shape, rows, chosen, settings, ceilings)
+            states.append({"layer": shape.name, "rows": rows, **asdict(gpu_state())})
+            took = time.monotonic() - started
+            console.print(f"{shape.name} {shape.k} → {shape.n}, {rows} rows: {took:.1f} s", highlight=False)
+    content = {
+        "settings": {
+            "device": str(settings.device),
+            "launches": list(settings.launches),
+            "repetitions": settings.repetitions,
+            "scales": settings.scales,
+            "rotated_bytes": settings.rotated,
+        },
+        "ceilings": asdict(ceilings),
+        "gpu_before": asdict(before),
+        "gpu_after_each_layer": states,
+        "rows": rows_json(found),
+    }
+    return content, found
+
+
+def _deliver(
+    content: dict[str, Any],
+    found: Sequence[Row],
+    settings: Settings,
+    json_file: Path | None,
+    plot: Path | None,
+    commit: str | None,
+) -> None:
+    """Print the tables, and write the files asked for."""
+    from harness.bench import report
+    from harness.bench.kernels import headline, versions_of
+    from harness.measure.environment import environment
+
+    figures = headline(found) if settings.device.type == "cuda" else {}
+    for name, table in report.tables(found).items():
+        print(f"## {name}\n\n{table}")
+    for name, value in figures.items():
+        print(f"{name}: {value:.3f}")
+    if json_file is not None:
+        around = environment()
+        versions = {**around["versions"], **versions_of(settings.peers)}
+        stamp = {
+            "commit": commit or report.commit(),
+            "driver": content["gpu_before"]["driver"],
+            "gpu": around["gpu"],
+            "versions": {"python": around["python"], **versions},
+        }
+        report.merge(json_file, report.SECTION, {**stamp, **content}, {**stamp, **figures})
+    if plot is not None:
+        from harness.measure.floor import Ceilings
+        from harness.reports.roofline import roofline_figure
+
+        figure = roofline_figure(found, Ceilings(**content["ceilings"]))
+        try:
+            figure.savefig(plot)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot write {plot}: {error}") from error

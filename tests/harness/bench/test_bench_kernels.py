@@ -1,0 +1,279 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.bench import peers, report
+from harness.bench.kernels import OURS, Row, Settings, bench_layer, headline
+from harness.bench.layers import input_quantizer, packed_linear, random_input, random_linear, road_of
+from harness.bench.peers import Peer, float64_linear
+from harness.bench.shapes import (
+    FLUX,
+    FLUX_ROWS,
+    MODULATION,
+    NumberFormat,
+    Shape,
+    parse_formats,
+    parse_shapes,
+)
+from harness.cli import call
+from harness.conformance.definition import layer_float64, relative_error
+from harness.errors import UserError
+from harness.kernels.weights import UniformWeight
+from harness.measure.floor import Ceilings
+
+SMALL = Shape("small", 64, 48)
+CEILINGS = Ceilings(1e10, 1e11)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(**changes: Any) -> Settings:
+    start = Settings(torch.device("cpu"), ("eager",), 3, "float", (), rotated=0)
+    return replace(start, **changes)
+
+
+def test_rows_hold_times_floors_and_both_errors() -> None:
+    found = bench_layer(SMALL, 80, parse_formats("w4a4,w4a8"), settings(), CEILINGS)
+    assert [(row.contestant, row.format) for row in found] == [
+        ("bf16", "w16a16"),
+        (OURS, "w4a4"),
+        (OURS, "w4a8"),
+    ]
+    base, a4, _ = found
+    assert base.ratio == 1.0
+    assert base.error is not None
+    assert 1e-4 < base.error < 4e-3
+    for row in found[1:]:
+        assert row.state == "ok"
+        assert row.ms_lo <= row.ms <= row.ms_hi
+        assert row.of_floor == pytest.approx(row.ms / row.floor_ms)
+        assert row.ratio == pytest.approx(base.ms / row.ms)
+        assert row.kernel_error < 4e-3 < row.error
+        assert row.road == "reference"
+    # codes, one scale a group and row, branch, smoothing, bias; input and output in 16 bits
+    stored = 48 * 64 // 2 + 48 * 2 + 2 * 32 * (64 + 48) + 2 * 64 + 2 * 48
+    assert a4.bytes == 2 * 80 * 64 + stored + 2 * 80 * 48
+    assert a4.operations == 2 * 80 * 64 * 48 + 2 * 80 * 32 * (64 + 48)
+
+
+def test_copies_are_many_enough_to_leave_the_cache() -> None:
+    found = bench_layer(SMALL, 1, parse_formats("w4a16"), settings(rotated=20_000), CEILINGS)
+    base, ours = found
+    assert base.copies == math.ceil(20_000 / (2 * 48 * 64 + 2 * 48 + 2 * 64))
+    assert ours.copies > base.copies
+
+
+def test_a_peer_that_is_missing_or_fails_is_a_row_with_a_reason() -> None:
+    def missing(_w: Any, _b: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'fast.gemm'", name="fast.gemm")
+
+    def breaks(_w: Any, _b: Any) -> Any:
+        def run(_x: Any) -> Any:
+            raise RuntimeError("rows must\nexceed 16")
+
+        return run
+
+    two = (Peer("absent", missing, (4, 16), "fast"), Peer("picky", breaks, (8, 8)))
+    found = bench_layer(SMALL, 2, (), settings(peers=two), CEILINGS)
+    assert [(row.contestant, row.state, row.reason) for row in found[1:]] == [
+        ("absent", "n/a", "fast is not installed"),
+        ("picky", "n/a", "RuntimeError: rows must exceed 16"),
+    ]
+    assert found[0].state == "ok"
+    assert "n/a: fast is not installed" in report.markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("build", "most"), [(peers.scaled_mm, 0.05), (peers.scaled_mm_bare, 0.05), (peers.int_mm, 0.02)]
+)
+def test_peers_made_of_torch_compute_the_layer(build: Any, most: float) -> None:
+    weight, bias = random_linear(SMALL, "cpu")
+    x = random_input(32, SMALL.k, "cpu")
+    found = build(weight, bias)(x)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, float64_linear(x, weight, bias)) < most
+
+
+@pytest.mark.parametrize(("numbers", "most"), [((4, 4), 0.16), ((8, 8), 0.02), ((4, 16), 0.12)])
+def test_a_packed_layer_is_near_the_layer_it_stands_for(numbers: tuple[int, int], most: float) -> None:
+    shape = Shape("s", 256, 128)
+    weight, bias = random_linear(shape, "cpu")
+    x = random_input(64, shape.k, "cpu")
+    layer = packed_linear(weight, bias, NumberFormat(*numbers))
+    # Were the inputs not divided by what the weight was multiplied with, the error would be above 0.3.
+    assert relative_error(layer(x), float64_linear(x, weight, bias)) < most
+    assert (layer.branch is not None) is (numbers[1] <= 4)
+    assert layer.branch is None or layer.branch.rank == 32
+    assert (layer.act is None) is (numbers[1] == 16)
+
+
+@pytest.mark.parametrize("scales", ["integer", "e8m0"])
+def test_scale_formats_reach_weights_and_inputs(scales: Any) -> None:
+    layer = packed_linear(*random_linear(SMALL, "cpu"), NumberFormat(4, 4), scales)
+    assert isinstance(layer.weight, UniformWeight)
+    assert layer.act is not None
+    assert (layer.weight.scale_format, layer.act.scale_format) == (scales, scales)
+
+
+def test_the_road_is_asked_of_the_layer() -> None:
+    layer = packed_linear(*random_linear(SMALL, "cpu"), NumberFormat(4, 4))
+    x = random_input(2, SMALL.k, "cpu")
+    assert road_of(torch.nn.Identity(), x) == "reference"
+    layer.road_taken = "gemv"  # by the last forward, where the dispatch does not say beforehand
+    assert road_of(layer, x) == "gemv"
+    layer.road = lambda given: f"rows{given.shape[0]}"
+    assert road_of(layer, x) == "rows2"
+
+
+def test_the_float64_layer_is_exact_where_the_layer_is_trivial() -> None:
+    weight, bias = random_linear(SMALL, "cpu")
+    layer = packed_linear(weight, bias, NumberFormat(4, 16))
+    x = random_input(3, SMALL.k, "cpu")
+    by_hand = x.double() @ layer.weight.dequantize().double().T + layer.bias.double()
+    assert torch.equal(layer_float64(layer, x), by_hand)
+    assert input_quantizer(NumberFormat(4, 16)) is None
+
+
+def row(shape: Shape, rows: int, fmt: str, launch: str, ratio: float, contestant: str = OURS) -> Row:
+    return Row(shape.name, rows, shape.k, shape.n, contestant, fmt, launch, ms=1.0, ratio=ratio)
+
+
+def test_headline_figures_need_every_layer_and_the_published_sizes() -> None:
+    ratios = [1.1, 1.2, 1.3, 1.4, 1.5]
+    flux = [row(s, FLUX_ROWS, "w4a4", "graph", r) for s, r in zip(FLUX, ratios, strict=True)]
+    few = [row(MODULATION[0], 1, "w4a16", "graph", 3.5), row(MODULATION[0], 16, "w2a16", "graph", 3.25)]
+    noise = [
+        row(FLUX[0], FLUX_ROWS, "w4a8", "graph", 9.0),
+        row(FLUX[0], FLUX_ROWS, "w8a8", "graph", 9.0, "torchao fp8 rowwise"),
+        row(MODULATION[0], 1, "w4a16", "eager", 9.0),
+        row(SMALL, 1, "w3a16", "graph", 9.0),
+    ]
+    found = headline([*flux, *few, *noise])
+    assert found == {
+        "w4a4_linear_geomean": pytest.approx(math.prod(ratios) ** 0.2),
+        "w4a4_linear_min": 1.1,
+        "gemv_w4_m1": 3.5,
+        "gemv_w2_m16": 3.25,
+    }
+    assert "w4a4_linear_geomean" not in headline(flux[1:])
+    assert "w4a4_linear_geomean" not in headline([replace(one, rows=64) for one in flux])
+
+
+def test_a_file_keeps_what_others_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "h200.json"
+    report.merge(path, "model", {"steps": 1}, {"flux_step_ms": 95.0, "commit": "a"})
+    report.merge(path, "kernels", {"rows": []}, {"gemv_w4_m1": 3.5, "commit": "b"})
+    report.merge(path, "kernels", {"rows": [1]}, {"gemv_w4_m1": float("nan")})
+    held = json.loads(path.read_text())
+    assert held == {
+        "flux_step_ms": 95.0,
+        "commit": "b",
+        "gemv_w4_m1": None,
+        "model": {"steps": 1},
+        "kernels": {"rows": [1]},
+    }
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", ""])
+def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"other\.json"):
+        report.merge(path, "kernels", {}, {})
+    assert path.read_text() == text
+
+
+def test_rows_come_back_from_the_file_as_they_were(tmp_path: Path) -> None:
+    rows = [
+        row(FLUX[0], 4, "w4a4", "graph", 1.25),
+        replace(row(SMALL, 1, "w2a16", "eager", 0.5), state="n/a"),
+    ]
+    report.merge(tmp_path / "r.json", report.SECTION, {"rows": report.rows_json(rows)}, {})
+    assert report.rows_of(report.read(tmp_path / "r.json")) == rows
+    with pytest.raises(UserError, match="row 0 has an unknown field 'speed'"):
+        report.rows_of({"kernels": {"rows": [{"speed": 1}]}})
+
+
+def test_tables_go_between_the_markers_of_a_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, doc = tmp_path / "r.json", tmp_path / "doc.md"
+    rows = [row(FLUX[0], FLUX_ROWS, "w4a4", "graph", 1.25), row(MODULATION[0], 1, "w2a16", "graph", 4.5)]
+    report.merge(result, report.SECTION, {"rows": report.rows_json(rows)}, {"gemv_w2_m1": 4.5})
+    marked = "<!-- table bench {0} -->\n<!-- end of table bench {0} -->\n"
+    doc.write_text("# Speed\n\n" + marked.format("gemv") + "\nbetween\n\n" + marked.format("figures"))
+    assert call(["bench", "table", str(result), "-o", str(doc)]) == 0
+    text = doc.read_text()
+    assert text.startswith("# Speed\n")
+    assert "modulation 3072 → 18432" in text
+    assert "qkv" not in text
+    assert "| gemv_w2_m1 | 4.5   |" in text
+    assert call(["bench", "table", str(result), "--check", str(doc)]) == 0
+    doc.write_text(text.replace("4.50", "5.50"))
+    capsys.readouterr()
+    assert call(["bench", "table", str(result), "--check", str(doc)]) == 1
+    assert "5.50" in capsys.readouterr().out
+    assert call(["bench", "table", str(result), "--table", "linear"]) == 0
+    assert "qkv 3072 → 9216" in capsys.readouterr().out
+    assert call(["bench", "table", str(result), "--table", "liner"]) == 2
+    other = tmp_path / "other.md"
+    other.write_text("nothing\n")
+    assert call(["bench", "table", str(result), "-o", str(other)]) == 2
+    assert other.read_text() == "nothing\n"
+
+
+def test_names_of_shapes_and_formats() -> None:
+    assert parse_shapes("flux,8x16") == (*FLUX, Shape("8x16", 8, 16))
+    assert parse_formats("W4A4, w2a16") == (NumberFormat(4, 4), NumberFormat(2, 16))
+    for parse, text in ((parse_shapes, "fluxx"), (parse_shapes, "0x4"), (parse_formats, "w9a4")):
+        with pytest.raises(UserError, match="unknown"):
+            parse(text)
+    for parse in (parse_shapes, parse_formats):
+        with pytest.raises(UserError, match="names no"):
+            parse(" ,")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["bench", "kernels"]) == 2
+    err = capsys.readouterr().err
+    assert "needs a CUDA device" in err
+    assert err.count("\n") == 1
+
+
+def test_large_layers_are_refused_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["bench", "kernels", "--device", "cpu"]) == 2
+    assert "too large for --device cpu" in capsys.readouterr().err
+    assert call(["bench", "kernels", "--device", "cpu", "--scales", "integers"]) == 2
+    assert "did you mean integer" in capsys.readouterr().err
+
+
+def test_the_command_prints_tables_and_writes_json_and_plot(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    json_file, plot = tmp_path / "r.json", tmp_path / "r.png"
+    sizes = ["--shapes", "64x48", "--rows", "80", "--few-shapes", "64x48", "--few-rows", "2"]
+    files = ["--json", str(json_file), "--plot", str(plot), "--commit", "abc"]
+    how = ["--device", "cpu", "--reps", "2", "--peers", "none", "--rotate-mb", "0"]
+    assert call(["bench", "kernels", *sizes, *files, *how, "--formats", "w4a4,w4a16"]) == 0
+    out = capsys.readouterr().out
+    assert "## linear-eager" in out
+    assert "## gemv-eager" in out
+    held = report.read(json_file)
+    assert held["commit"] == held["kernels"]["commit"] == "abc"
+    assert {"driver", "gpu", "versions"} <= set(held)
+    assert "gemv_w4_m2" not in held
+    formats = {(found.rows, found.format) for found in report.rows_of(held)}
+    assert formats == {(80, "w16a16"), (80, "w4a4"), (2, "w16a16"), (2, "w4a16")}
+    assert plot.read_bytes().startswith(b"\x89PNG")
