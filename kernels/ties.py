@@ -38,7 +38,12 @@ def _tie(layer: PackedLayer, other: PackedLayer) -> int:
         layer.smooth = other.smooth
         count += 1
     ours, theirs = layer.branch, other.branch
-    if ours is not None and theirs is not None and ours.down is not theirs.down and _same(ours.down, theirs.down):
+    if (
+        ours is not None
+        and theirs is not None
+        and ours.down is not theirs.down
+        and _same(ours.down, theirs.down)
+    ):
         ours.down = theirs.down
         count += 1
     return count

@@ -24,7 +24,9 @@ def bench_model_command(
         str | None, typer.Option(help="Quantize it by this method.  [default: measure it in 16 bits only]")
     ] = None,
     bits: Annotated[str, typer.Option(help="Weight bits, or both as w4a4.")] = "w4a4",
-    weights: Annotated[str, typer.Option(help="Only `random`: speed and size do not depend on values.")] = "random",
+    weights: Annotated[
+        str, typer.Option(help="Only `random`: speed and size do not depend on values.")
+    ] = "random",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of the method.")
     ] = None,
@@ -66,7 +68,13 @@ def bench_model_command(
     request = _request(recipe, method is not None, device, work)
     names = tuple(peer.name for peer in _peers(peers))
     request = replace(
-        request, batch=batch, compile=compile_, reference=reference, peers=names, caps=_caps(caps), rounds=rounds
+        request,
+        batch=batch,
+        compile=compile_,
+        reference=reference,
+        peers=names,
+        caps=_caps(caps),
+        rounds=rounds,
     )
     if quantize_only:
         if method is None:

@@ -27,9 +27,7 @@ def block_file(folder: Path, block: str) -> Path:
     return folder / f"{block}.safetensors"
 
 
-def save_block(
-    denoiser: nn.Module, block: str, folder: Path, notes: Mapping[str, Mapping[str, Any]]
-) -> None:
+def save_block(denoiser: nn.Module, block: str, folder: Path, notes: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a block with packed layers in it; the file appears when it is complete.
 
     Args:
@@ -115,7 +113,10 @@ def _fill(
     for path, child in module.named_modules():
         for name in [*child._parameters, *child._buffers]:
             full = f"{path}.{name}" if path else name
-            if full.startswith(packed) or (child._parameters.get(name), child._buffers.get(name)) == (None,) * 2:
+            if (
+                full.startswith(packed)
+                or (child._parameters.get(name), child._buffers.get(name)) == (None,) * 2
+            ):
                 continue
             value = tensors[full]
             value = value.to(device, dtype) if value.is_floating_point() else value.to(device)

@@ -204,9 +204,7 @@ def calibration_calls(recipe: Recipe, device: torch.device, dtype: torch.dtype) 
     moments = [(number + 0.5) / recipe.calls for number in range(recipe.calls)]
     shape = {"batch": recipe.batch, "side": recipe.side, "text_tokens": recipe.text_tokens}
     return [
-        denoiser_inputs(
-            recipe.card, recipe.config.config, device, dtype, **shape, seed=recipe.seed, moment=m
-        )
+        denoiser_inputs(recipe.card, recipe.config.config, device, dtype, **shape, seed=recipe.seed, moment=m)
         for m in moments
     ]
 

@@ -24,7 +24,11 @@ def table(result: Mapping[str, Any]) -> str:
         sizes = [
             f"{held[key] / _GIB:.2f}" if key in held else "-"
             for key in (
-                "packed_bytes", "kept_bytes", "scratch_bytes", "activation_bytes", "peak_bytes",
+                "packed_bytes",
+                "kept_bytes",
+                "scratch_bytes",
+                "activation_bytes",
+                "peak_bytes",
                 "load_peak_bytes",
             )  # fmt: skip
         ]
@@ -32,7 +36,11 @@ def table(result: Mapping[str, Any]) -> str:
             sizes[0] = f"{row['weights_bytes'] / _GIB:.2f} in all"
         fits = f"{row['fits_in_gb']} GB" if row.get("fits_in_gb") else "-"
         compiled = row.get("compiled_ms")
-        faster = f"{compiled['speedup']:.2f} [{compiled['speedup_lo']:.2f}, {compiled['speedup_hi']:.2f}]" if compiled else "-"  # noqa: E501
+        faster = (
+            f"{compiled['speedup']:.2f} [{compiled['speedup_lo']:.2f}, {compiled['speedup_hi']:.2f}]"
+            if compiled
+            else "-"
+        )  # noqa: E501
         lines.append((row["name"], row["bits"], *sizes, fits, _ms(row, "eager"), _ms(row, "compiled"), faster,
                       result["quality"]))  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -61,9 +61,7 @@ def open_walk(
 
 def chain_blocks(denoiser: nn.Module) -> tuple[str, ...]:
     """Return the paths of a transformer's blocks, in the order in which they run."""
-    return tuple(
-        f"{name}.{i}" for name in _CHAINS for i in range(len(getattr(denoiser, name, None) or ()))
-    )
+    return tuple(f"{name}.{i}" for name in _CHAINS for i in range(len(getattr(denoiser, name, None) or ())))
 
 
 def unet_blocks(denoiser: nn.Module) -> tuple[str, ...]:
