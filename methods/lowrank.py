@@ -154,7 +154,7 @@ def _gram_iteration(matrix: Tensor, rank: int) -> Tensor:
         basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
     small = (basis.T @ matrix).double()
     # Of 40 x 40 numbers, the eigenvectors are found sooner by the CPU.
-    vectors = torch.linalg.eigh((small @ small.T).cpu())[1].flip(1)[:, :rank]
+    vectors: Tensor = torch.linalg.eigh((small @ small.T).cpu())[1].flip(1)[:, :rank]
     return basis @ vectors.to(basis)
 
 
@@ -172,7 +172,7 @@ def _orthonormal(columns: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns of a tall float32 matrix (CholeskyQR, done twice).
 
     Columns of unit length keep the Gram matrix well conditioned, since after one power iteration they point
-    in the directions of different singular vectors (Yamamoto et al. 2015; the shift after Fukaya et al. 2020).
+    in the directions of different singular vectors (Yamamoto et al. 2015; shifts: Fukaya et al. 2020).
     """
     for shift in (1e-5, 1e-7):
         columns = columns / columns.norm(dim=0).clamp_min(torch.finfo(torch.float32).tiny)

@@ -71,7 +71,7 @@ class LayerSample:
             return self._raw
         made = torch.empty_like(self._raw)
         part = max(1, CHUNK_VALUES // self._raw.shape[1])
-        for source, into in zip(self._raw.split(part), made.split(part), strict=True):
+        for source, into in zip(torch.split(self._raw, part), torch.split(made, part), strict=True):
             into.copy_(self._prepared(source.float(), smooth, act))
         return made
 

@@ -209,9 +209,9 @@ def _half_error(wanted: Tensor, inputs: Inputs, branch: LowRankBranch | None, we
     total = torch.zeros((), dtype=torch.float64, device=wanted.device)
     part = max(1, CHUNK_VALUES // max(wanted.shape[1], inputs.exact.shape[1]))
     factors = None if branch is None else (branch.down.bfloat16(), branch.up.bfloat16())
-    pieces = zip(wanted.split(part), inputs.exact.split(part), inputs.quantized.split(part), strict=True)
-    for left, exact, quantized in pieces:
-        left = torch.addmm(left, quantized, weight.T, alpha=-1)
+    parts = (torch.split(x, part) for x in (wanted, inputs.exact, inputs.quantized))
+    for target, exact, quantized in zip(*parts, strict=True):
+        left = torch.addmm(target, quantized, weight.T, alpha=-1)
         if factors is not None:
             left = torch.addmm(left, exact @ factors[0].T, factors[1].T, alpha=-1)
         total += torch.linalg.vector_norm(left, dtype=torch.float32).double().square()

@@ -105,7 +105,7 @@ def _quantize(request: BenchRequest, say: Say) -> dict[str, Any]:
     done: QuantizedModel = quantize_true_size(
         request.recipe, request.folder, request.device, request.dtype, say
     )
-    found = {
+    found: dict[str, Any] = {
         "seconds": done.seconds,
         "phases": done.phases,
         "blocks": done.blocks,

@@ -1,4 +1,4 @@
-"""One quantized block as one safetensors file, so that an interrupted quantization goes on at the next block."""
+"""A quantized block as a safetensors file, so that an interrupted quantization goes on at the next block."""
 
 from __future__ import annotations
 
@@ -92,9 +92,10 @@ def _place(
     """Build one packed layer, load it and put it in the place of the float one."""
     stand_in = copy.copy(module.get_submodule(name))
     stand_in._parameters = dict(stand_in._parameters)
-    if stand_in._parameters.get("bias") is not None:
+    bias = stand_in._parameters.get("bias")
+    if bias is not None:
         # The bias of a layer on the meta device has no values to take over.
-        stand_in._parameters["bias"] = nn.Parameter(torch.zeros(stand_in.weight.shape[0]), False)
+        stand_in._parameters["bias"] = nn.Parameter(torch.zeros(bias.shape), requires_grad=False)
     layer = layer_from_spec(stand_in, spec)
     layer.load_state_dict({key: tensors[f"{name}.{key}"] for key in layer.state_dict()})
     layer.check()

@@ -58,8 +58,8 @@ def _bitsandbytes_nf4(denoiser: Any) -> None:
             device="meta",
         )
         packed.weight = bnb.nn.Params4bit(
-            layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
-        ).to(device)
+            layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=packed
+        ).to(device)  # which is when it is quantized
         packed.bias = layer.bias
         parent, _, child = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), child, packed)

@@ -130,8 +130,8 @@ def quantize_true_size(
         say: takes one line per block.
 
     Raises:
-        UserError: the folder holds blocks of another recipe, the method does not take these bits, or the policy
-            quantizes a layer outside of the blocks.
+        UserError: the folder holds blocks of another recipe, the method does not take these bits, or the
+            policy quantizes a layer outside of the blocks.
         CellError: the method left a layer unpacked, or a packed layer is not finite.
     """
     _check_bits(recipe)
@@ -202,7 +202,7 @@ def blocks_of(denoiser: Any) -> tuple[str, ...]:
 def calibration_calls(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Return the inputs of the calibration calls, timesteps evenly spread over the schedule."""
     moments = [(number + 0.5) / recipe.calls for number in range(recipe.calls)]
-    shape = {"batch": recipe.batch, "side": recipe.side, "text_tokens": recipe.text_tokens}
+    shape: dict[str, Any] = {"batch": recipe.batch, "side": recipe.side, "text_tokens": recipe.text_tokens}
     return [
         denoiser_inputs(recipe.card, recipe.config.config, device, dtype, **shape, seed=recipe.seed, moment=m)
         for m in moments

@@ -13,6 +13,14 @@ COLUMNS = (
     "model", "bits", "packed GiB", "kept GiB", "scratch GiB", "activations GiB", "peak GiB", "load peak GiB",
     "fits in", "step ms, eager", "step ms, compiled", "speed-up, compiled", "quality",
 )  # fmt: skip
+_SIZES = (
+    "packed_bytes",
+    "kept_bytes",
+    "scratch_bytes",
+    "activation_bytes",
+    "peak_bytes",
+    "load_peak_bytes",
+)
 _GIB = 2**30
 
 
@@ -21,28 +29,12 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [COLUMNS, tuple("---" for _ in COLUMNS)]
     for row in result["rows"]:
         held = row.get("memory") or {}
-        sizes = [
-            f"{held[key] / _GIB:.2f}" if key in held else "-"
-            for key in (
-                "packed_bytes",
-                "kept_bytes",
-                "scratch_bytes",
-                "activation_bytes",
-                "peak_bytes",
-                "load_peak_bytes",
-            )  # fmt: skip
-        ]
+        sizes = [f"{held[key] / _GIB:.2f}" if key in held else "-" for key in _SIZES]
         if not held and row.get("weights_bytes"):
             sizes[0] = f"{row['weights_bytes'] / _GIB:.2f} in all"
         fits = f"{row['fits_in_gb']} GB" if row.get("fits_in_gb") else "-"
-        compiled = row.get("compiled_ms")
-        faster = (
-            f"{compiled['speedup']:.2f} [{compiled['speedup_lo']:.2f}, {compiled['speedup_hi']:.2f}]"
-            if compiled
-            else "-"
-        )  # noqa: E501
-        lines.append((row["name"], row["bits"], *sizes, fits, _ms(row, "eager"), _ms(row, "compiled"), faster,
-                      result["quality"]))  # fmt: skip
+        times = (_ms(row, "eager"), _ms(row, "compiled"), _speedup(row))
+        lines.append((row["name"], row["bits"], *sizes, fits, *times, result["quality"]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -51,6 +43,13 @@ def _ms(row: Mapping[str, Any], mode: str) -> str:
         return "failed"
     found = row.get(f"{mode}_ms")
     return f"{found['median']:.1f} [{found['lo']:.1f}, {found['hi']:.1f}]" if found else "-"
+
+
+def _speedup(row: Mapping[str, Any]) -> str:
+    found = row.get("compiled_ms")
+    if not found:
+        return "-"
+    return f"{found['speedup']:.2f} [{found['speedup_lo']:.2f}, {found['speedup_hi']:.2f}]"
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def compile_blocks(denoiser: Any) -> str:
     One graph then serves all blocks of a class (diffusers' `compile_repeated_blocks`, or the same for a
     transformer that names no such blocks).
     """
-    config: Any = torch._dynamo.config
+    config: Any = importlib.import_module("torch._dynamo.config")
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     setattr(config, limit, RECOMPILE_LIMIT)
     if getattr(denoiser, "_repeated_blocks", None):

@@ -4,8 +4,8 @@ A transformer's blocks form a chain: each reads what the one before put out. `Ch
 own forward find a block's arguments: all blocks before it are stand-ins that return the stored outputs of the
 last one, and the forward is left as soon as the block is reached. Only the 16-bit block itself runs.
 
-A UNet's blocks also read skip connections, so its weights are made all at once (5 GiB for SDXL) and `UnetWalk`
-goes backwards: a block quantized and freed is never run again, because nothing before it reads it.
+A UNet's blocks also read skip connections, so its weights are made all at once (5 GiB for SDXL) and
+`UnetWalk` goes backwards: a block quantized and freed is never run again, because nothing before it reads it.
 
 Either way inputs are those of the 16-bit model.
 """
