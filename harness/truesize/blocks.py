@@ -40,7 +40,8 @@ def save_block(denoiser: nn.Module, block: str, folder: Path, notes: Mapping[str
     packed = {name: m.spec() for name, m in module.named_modules() if isinstance(m, PackedLayer)}
     inside = tuple(f"{block}.{name}" for name in packed)
     remarks = {name: dict(note) for name, note in notes.items() if name in inside}
-    metadata = {"format": SCHEMA, "layers": json.dumps(packed), "notes": json.dumps(remarks)}
+    # One key: safetensors writes several in any order, and equal blocks are to be equal files.
+    metadata = {SCHEMA: json.dumps({"layers": packed, "notes": remarks})}
     # A copy each: layers with one input share their smoothing vector, and a file holds no shared memory.
     tensors = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
     path = block_file(folder, block)
@@ -73,10 +74,10 @@ def load_block(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        if metadata.get("format") != SCHEMA:
+        if SCHEMA not in metadata:
             raise ValueError("not a quantized block")
-        specs = spec_dict(json.loads(metadata["layers"]), "layers")
-        notes = spec_dict(json.loads(metadata["notes"]), "notes")
+        about = spec_dict(json.loads(metadata[SCHEMA]), "metadata")
+        specs, notes = spec_dict(about.get("layers"), "layers"), spec_dict(about.get("notes"), "notes")
         for name, spec in specs.items():
             _place(module, name, spec_dict(spec, name), tensors, device)
         _fill(module, tensors, tuple(f"{name}." for name in specs), device, dtype)
