@@ -43,7 +43,7 @@ def save_block(denoiser: nn.Module, block: str, folder: Path, notes: Mapping[str
     # One key: safetensors writes several in any order, and equal blocks are to be equal files.
     metadata = {SCHEMA: json.dumps({"layers": packed, "notes": remarks})}
     # A copy each: layers with one input share their smoothing vector, and a file holds no shared memory.
-    tensors = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+    tensors = {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
     path = block_file(folder, block)
     unfinished = path.with_suffix(".part")
     save_file(tensors, unfinished, metadata)
@@ -71,15 +71,17 @@ def load_block(
     path = block_file(folder, block)
     module = denoiser.get_submodule(block)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if device.type == "cpu":  # or they would be windows into the file
+            tensors = {key: tensor.clone() for key, tensor in tensors.items()}
         if SCHEMA not in metadata:
             raise ValueError("not a quantized block")
         about = spec_dict(json.loads(metadata[SCHEMA]), "metadata")
         specs, notes = spec_dict(about.get("layers"), "layers"), spec_dict(about.get("notes"), "notes")
         for name, spec in specs.items():
-            _place(module, name, spec_dict(spec, name), tensors, device)
+            _place(module, name, spec_dict(spec, name), tensors)
         _fill(module, tensors, tuple(f"{name}." for name in specs), device, dtype)
     except (OSError, SafetensorError, KeyError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is no usable block: {str(error).splitlines()[0]}") from error
@@ -87,9 +89,7 @@ def load_block(
     return notes
 
 
-def _place(
-    module: nn.Module, name: str, spec: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
-) -> None:
+def _place(module: nn.Module, name: str, spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Build one packed layer, load it and put it in the place of the float one."""
     stand_in = copy.copy(module.get_submodule(name))
     stand_in._parameters = dict(stand_in._parameters)
@@ -98,10 +98,15 @@ def _place(
         # The bias of a layer on the meta device has no values to take over.
         stand_in._parameters["bias"] = nn.Parameter(torch.zeros(bias.shape), requires_grad=False)
     layer = layer_from_spec(stand_in, spec)
-    layer.load_state_dict({key: tensors[f"{name}.{key}"] for key in layer.state_dict()})
+    empty = layer.state_dict()
+    state = {key: tensors[f"{name}.{key}"] for key in empty}
+    wrong = [key for key in empty if state[key].dtype != empty[key].dtype]
+    if wrong:
+        raise ValueError(f"{name}.{wrong[0]} is {state[wrong[0]].dtype}")
+    layer.load_state_dict(state, assign=True)
     layer.check()
     parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, layer.to(device).eval())
+    setattr(module.get_submodule(parent), child, layer.eval())
 
 
 def _fill(
@@ -113,12 +118,9 @@ def _fill(
 ) -> None:
     """Load the tensors outside packed layers."""
     for path, child in module.named_modules():
-        for name in [*child._parameters, *child._buffers]:
+        for name, held in [*child._parameters.items(), *child._buffers.items()]:
             full = f"{path}.{name}" if path else name
-            if (
-                full.startswith(packed)
-                or (child._parameters.get(name), child._buffers.get(name)) == (None,) * 2
-            ):
+            if held is None or full.startswith(packed):
                 continue
             value = tensors[full]
             value = value.to(device, dtype) if value.is_floating_point() else value.to(device)

@@ -27,6 +27,7 @@ class BlockStream:
         """
         self._inputs = {group: list(tensors) for group, tensors in inputs.items()}
         self._groups = dict(groups)
+        self._absmax: dict[str, Tensor] = {}
 
     def _of(self, name: str) -> list[Tensor]:
         return self._inputs[self._groups[name]]
@@ -38,8 +39,11 @@ class BlockStream:
 
     def absmax(self, name: str) -> Tensor:
         """Largest |x| per input channel: float32 [channels]."""
-        peaks = [x.transpose(0, 1).flatten(1).abs().amax(dim=1) for x in self._of(name)]
-        return torch.stack(peaks).amax(dim=0).float()
+        group = self._groups[name]
+        if group not in self._absmax:  # searches ask for it again and again
+            peaks = [x.abs().amax(dim=(0, *range(2, x.dim()))) for x in self._of(name)]
+            self._absmax[group] = torch.stack(peaks).amax(dim=0).float()
+        return self._absmax[group]
 
     def step_range(self, name: str) -> Tensor:
         """Smallest and largest value of the input in each call: float32 [calls, 2]."""
