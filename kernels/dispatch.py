@@ -73,7 +73,9 @@ def road_of(layer: PackedLayer, x: Tensor) -> Road:
     if layer.kind != "linear":
         return "expand"
     if layer.act is None:
-        return "gemv" if x.numel() // x.shape[-1] <= FEW_TOKENS and few_token_weight(layer.weight) else "expand"
+        return (
+            "gemv" if x.numel() // x.shape[-1] <= FEW_TOKENS and few_token_weight(layer.weight) else "expand"
+        )
     kind = _code_type(layer.act)
     if kind == torch.int8 and units_weight(layer.weight, torch.int8) is not None:
         return "int8"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,10 @@ from harness.kernels.activations import ActQuantizer
 
 # Positions of one map are correlated: more maps than these say little more.
 MAX_MAPS = 8
+HALF_ROWS = 8192
+"""More rows of a linear layer than this are held in bfloat16, in which a 16-bit model has computed them."""
+CHUNK_VALUES = 2**25
+"""Values worked on at once in such a sample: temporaries in float32 stay at 128 MiB each."""
 
 
 class LayerSample:
@@ -18,8 +24,7 @@ class LayerSample:
     For a convolution a row is one unfolded patch; ranges of activations are still taken on whole maps.
 
     Attributes:
-        plain: the sampled rows as they are, float32 [n, cols].
-        target: what the float layer makes of them, without the bias, float32 [n, rows].
+        plain: the sampled rows as they are, [n, cols]; float32, or bfloat16 beyond `HALF_ROWS`.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, samples: Tensor, limit: int) -> None:
@@ -41,17 +46,36 @@ class LayerSample:
         if samples.dim() != dims or samples.shape[1] != width or len(samples) == 0:
             raise ValueError(f"samples of shape {tuple(samples.shape)} do not fit {layer}")
         self._patches: _Patches | None = None
+        self._weight = layer.weight.detach()
         if isinstance(layer, nn.Conv2d):
             self._raw = samples[_choose(len(samples), MAX_MAPS)].float()
             self._patches = _Patches(layer, self._raw.shape, limit)
         else:
-            self._raw = samples[_choose(len(samples), limit)].float()
+            kept = samples if len(samples) <= limit else samples[_choose(len(samples), limit)]
+            self._raw = kept.bfloat16() if len(kept) > HALF_ROWS else kept.float()
         self.plain = self.rows()
-        self.target = F.linear(self.plain, layer.weight.detach().float().flatten(1))
+
+    @cached_property
+    def target(self) -> Tensor:
+        """What the float layer makes of the rows, without the bias: float32 [n, rows]."""
+        return F.linear(self.plain.float(), self._weight.float().flatten(1))
 
     def rows(self, smooth: Tensor | None = None, act: ActQuantizer | None = None) -> Tensor:
-        """Return the input rows, smoothed and quantized as the packed layer would: float32 [n, cols]."""
-        x = self._raw
+        """Return the input rows, smoothed and quantized as the packed layer would: [n, cols], as `plain`."""
+        if self._raw.dtype == torch.bfloat16:
+            return self._half_rows(smooth, act)
+        return self._prepared(self._raw, smooth, act)
+
+    def _half_rows(self, smooth: Tensor | None, act: ActQuantizer | None) -> Tensor:
+        if smooth is None and act is None:
+            return self._raw
+        made = torch.empty_like(self._raw)
+        part = max(1, CHUNK_VALUES // self._raw.shape[1])
+        for source, into in zip(torch.split(self._raw, part), torch.split(made, part), strict=True):
+            into.copy_(self._prepared(source.float(), smooth, act))
+        return made
+
+    def _prepared(self, x: Tensor, smooth: Tensor | None, act: ActQuantizer | None) -> Tensor:
         if smooth is not None:
             x = x / smooth.float().view(1, -1, *[1] * (x.dim() - 2))
         if act is not None:

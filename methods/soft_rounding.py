@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness.kernels.quantizers.uniform import UniformCodes, dequantize_uniform
 from harness.methods.rounding import UniformRows
 
 GAMMA, ZETA = -0.1, 1.1
@@ -42,8 +40,7 @@ def spread(rows: UniformRows) -> Tensor:
 
 def decoded(rows: UniformRows, codes: Tensor) -> Tensor:
     """Return what other codes on the same grids stand for: float32 [rows, cols]."""
-    held = UniformCodes(codes, rows.codes.scale, rows.codes.zero)
-    return dequantize_uniform(held, rows.bits, grid=rows.grid, group=rows.group)
+    return rows.with_codes(codes).values()
 
 
 def down_and_free(weight: Tensor, rows: UniformRows) -> tuple[Tensor, Tensor]:
@@ -68,4 +65,4 @@ def starting_values(weight: Tensor, rows: UniformRows, floor: Tensor) -> Tensor:
 def hardened(rows: UniformRows, floor: Tensor, free: Tensor, v: Tensor) -> UniformRows:
     """Return the grids with every weight rounded up where v is above 0, and down elsewhere."""
     codes = (floor.float() + free * (v > 0)).to(torch.uint8)
-    return replace(rows, codes=UniformCodes(codes, rows.codes.scale, rows.codes.zero))
+    return rows.with_codes(codes)

@@ -16,7 +16,8 @@ from harness.kernels.quantizers.scales import ScaleFormat
 from harness.methods.contract import LayerTarget
 from harness.methods.layers import kernel_taps, per_column
 from harness.methods.lowrank import Algorithm, decompose, truncated_svd
-from harness.methods.objective import row_errors
+from harness.methods.objective import CHUNK_VALUES, row_errors
+from harness.methods.phases import phase
 from harness.methods.rounding import Nvfp4Rows, UniformRows, round_uniform
 
 TRIAL_CHANNELS = 32
@@ -96,7 +97,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Samples of one input tensor under one smoothing, as the branch and the residual see them: [n, cols]."""
+    """Samples of one input tensor under one smoothing, as the branch and the residual see them: [n, cols].
+
+    Both float32, or bfloat16 where there are many rows (`harness.methods.objective`).
+    """
 
     smooth: Tensor | None
     exact: Tensor
@@ -134,7 +138,8 @@ def trial_error(piece: Piece, inputs: Inputs, settings: SplitSettings) -> float:
     weight = piece.scaled(inputs.smooth)
     part = None
     if piece.rank:
-        down, up = truncated_svd(weight, piece.rank, fast=True)
+        with phase("svd"):
+            down, up = truncated_svd(weight, piece.rank, fast=True)
         part = LowRankBranch(down, up[rows])
     residual = _round(remainder(weight[rows], part), piece.bits, settings, steps=TRIAL_STEPS)
     error = _error(piece.wanted[:, rows], inputs, part, residual)
@@ -174,7 +179,10 @@ def remainder(weight: Tensor, branch: LowRankBranch | None) -> Tensor:
 
 
 def _branch(matrix: Tensor, rank: int, settings: SplitSettings) -> LowRankBranch | None:
-    return LowRankBranch(*decompose(matrix, rank, settings.svd)) if rank else None
+    if not rank:
+        return None
+    with phase("svd"):
+        return LowRankBranch(*decompose(matrix, rank, settings.svd))
 
 
 def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = SHRINK_STEPS) -> Residual:
@@ -198,6 +206,26 @@ def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = S
 
 
 def _error(wanted: Tensor, inputs: Inputs, branch: LowRankBranch | None, residual: Residual) -> float:
+    if inputs.quantized.dtype == torch.bfloat16:
+        return _half_error(wanted, inputs, branch, residual.values().bfloat16())
     if branch is not None:
         wanted = wanted - branch(inputs.exact)
     return float(row_errors(wanted, inputs.quantized, residual.values()).double().sum())
+
+
+def _half_error(wanted: Tensor, inputs: Inputs, branch: LowRankBranch | None, weight: Tensor) -> float:
+    """Output error by bfloat16 products, a part of the rows at a time; sums in float32 and float64.
+
+    What bfloat16 rounds off is a hundred times smaller than an error of 4-bit weights, and nearly the same
+    for all candidates that are compared.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=wanted.device)
+    part = max(1, CHUNK_VALUES // max(wanted.shape[1], inputs.exact.shape[1]))
+    factors = None if branch is None else (branch.down.bfloat16(), branch.up.bfloat16())
+    parts = (torch.split(x, part) for x in (wanted, inputs.exact, inputs.quantized))
+    for target, exact, quantized in zip(*parts, strict=True):
+        left = torch.addmm(target, quantized, weight.T, alpha=-1)
+        if factors is not None:
+            left = torch.addmm(left, exact @ factors[0].T, factors[1].T, alpha=-1)
+        total += torch.linalg.vector_norm(left, dtype=torch.float32).double().square()
+    return float(total)

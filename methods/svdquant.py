@@ -26,6 +26,7 @@ from harness.methods.hessian import DAMPING, HESSIAN_ROWS, round_with_feedback, 
 from harness.methods.layers import activation_quantizer, kernel_taps, packed_layer, weight_matrix
 from harness.methods.lowrank import rank_rule
 from harness.methods.objective import LayerSample
+from harness.methods.phases import phase
 from harness.methods.rounding import UniformRows, round_plain
 from harness.methods.smoothing import input_channel_absmax, smoothing_grid, smoothing_scale
 from harness.methods.split import Inputs, Piece, Split, refine, remainder, stack, trial_error, with_residual
@@ -89,6 +90,8 @@ class SvdquantConfig(MethodConfig):
             sign, as published.
         rounding: codes of the residual: `nearest`, or `gptq` on the second moment of the quantized inputs.
         damping: of that second moment, relative to its mean diagonal.
+        rows: calibration rows the errors are formed on, drawn at random where there are more; beyond
+            `harness.methods.objective.HALF_ROWS` they are held and multiplied in bfloat16.
         format: `int`, or `nvfp4` for 4-bit residuals and 4-bit inputs of linear layers; then `group`,
             `residual`, `range` and `unsigned` mean nothing there, and neither GPTQ nor `scales` is defined.
     """
@@ -108,6 +111,7 @@ class SvdquantConfig(MethodConfig):
     unsigned: bool = False
     rounding: Literal["nearest", "gptq"] = "nearest"
     damping: float = DAMPING
+    rows: int = SAMPLE_ROWS
     format: Literal["int", "nvfp4"] = "int"
 
     def __post_init__(self) -> None:
@@ -119,6 +123,8 @@ class SvdquantConfig(MethodConfig):
             raise ValueError(f"iterations is at least 0, not {self.iterations}")
         if self.group < 2:
             raise ValueError(f"group is at least 2, not {self.group}")
+        if self.rows < 1:
+            raise ValueError(f"rows is at least 1, not {self.rows}")
         if not 0 < self.damping <= 10:
             raise ValueError(f"damping is above 0 and at most 10, not {self.damping}")
         if self.format == "nvfp4" and self.rounding == "gptq":
@@ -156,17 +162,20 @@ def quantize(job: QuantizeJob, config: SvdquantConfig) -> None:
 
 
 def _quantize_group(job: QuantizeJob, targets: list[LayerTarget], config: SvdquantConfig) -> None:
-    sample = LayerSample(job.layer(targets[0].name), job.stream().samples(targets[0].name), SAMPLE_ROWS)
+    sample = LayerSample(job.layer(targets[0].name), job.stream().samples(targets[0].name), config.rows)
     pieces = [_piece(job, target, sample, config) for target in targets]
     if config.shared:
         runs = groupby(pieces, key=lambda piece: piece.targets[0].role.rpartition(".")[0])
         pieces = [stack(list(run)) for _, run in runs]
-    inputs, exponents = _search_smoothing(job, pieces, sample, config)
+    with phase("search"):
+        inputs, exponents = _search_smoothing(job, pieces, sample, config)
     for piece in pieces:
-        best = refine(piece, inputs, config)
+        with phase("refine"):
+            best = refine(piece, inputs, config)
         if config.rounding == "gptq":
             best = _with_feedback(job, piece, inputs, best, config)
-        _replace(job, piece, best, inputs, config)
+        with phase("pack"):
+            _replace(job, piece, best, inputs, config)
         for target in piece.targets:
             job.note(
                 target.name,
@@ -183,7 +192,7 @@ def _piece(job: QuantizeJob, target: LayerTarget, sample: LayerSample, config: S
     rank = rank_rule(job.width, job.embedded) if config.rank is None else config.rank
     if isinstance(layer, nn.Conv2d) and not config.conv:
         rank = 0
-    wanted = F.linear(sample.plain, weight)
+    wanted = F.linear(sample.plain, weight.to(sample.plain.dtype))
     return Piece((target,), (layer,), weight, wanted, min(rank, *weight.shape))
 
 

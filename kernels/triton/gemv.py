@@ -26,8 +26,7 @@ def shifted(word, BY: tl.constexpr):
     """Shift left by a number of either sign."""
     if BY >= 0:
         return word << BY
-    else:
-        return word >> -BY
+    return word >> -BY
 
 
 @triton.jit
@@ -37,11 +36,10 @@ def window(first, second, third, WORDS: tl.constexpr, WHICH: tl.constexpr):
     if start < 32:
         low = shifted(first, LOWEST - start)
         return low | shifted(second, LOWEST + 32 - start) if WORDS == 3 and start + WINDOW > 32 else low
-    elif start < 64:
+    if start < 64:
         low = shifted(second, LOWEST + 32 - start)
         return low | shifted(third, LOWEST + 64 - start) if start + WINDOW > 64 else low
-    else:
-        return shifted(third, LOWEST + 64 - start)
+    return shifted(third, LOWEST + 64 - start)
 
 
 @triton.jit
@@ -49,9 +47,8 @@ def columns(x, UNITS: tl.constexpr, CODES: tl.constexpr):
     """Take [UNITS, CODES] apart into its columns, in bit-reversed order."""
     if CODES == 1:
         return (tl.reshape(x, (UNITS,)),)
-    else:
-        even, odd = tl.split(tl.reshape(x, (UNITS, CODES // 2, 2)))
-        return columns(even, UNITS, CODES // 2) + columns(odd, UNITS, CODES // 2)
+    even, odd = tl.split(tl.reshape(x, (UNITS, CODES // 2, 2)))
+    return columns(even, UNITS, CODES // 2) + columns(odd, UNITS, CODES // 2)
 
 
 @triton.constexpr_function

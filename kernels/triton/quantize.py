@@ -45,7 +45,7 @@ def grouped_codes(
         k = tl.minimum(power_of_two_above(tl.maximum(tl.math.div_rn(absmax, whole), 0.001953125)), 1.0)
     step = tl.math.div_rn(1.0, tl.broadcast_to(scale[:, None], k.shape) * k)
     units = round_even(grouped * step[:, :, None]) * k[:, :, None]
-    if KIND == tl.int8:
+    if tl.int8 == KIND:
         # Adding 1.5 * 2^23 leaves an integer in the low bits of the float: cheaper than a conversion.
         code = (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
     else:
@@ -153,7 +153,9 @@ def project_kernel(
     for offset in range(first, tl.minimum(first + span, cols), COLS):
         col = offset + tl.arange(0, COLS)
         values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
-        factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=(col < cols)[:, None], other=0.0)
+        factor = tl.load(
+            down + direction[None, :] * cols + col[:, None], mask=(col < cols)[:, None], other=0.0
+        )
         factor = factor.to(tl.float32)
         inverse = tl.full((COLS,), 1.0, tl.float32)
         if SMOOTH:
@@ -213,7 +215,9 @@ def scaled_kernel(
     scale = tl.where(scale == 0.0, 1.0, scale)
     tl.store(
         codes + token.to(tl.int64)[:, None] * out_stride + col[None, :],
-        grouped_codes(values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, TOKENS, COLS),
+        grouped_codes(
+            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, TOKENS, COLS
+        ),
         mask=inside,
     )
     if tl.program_id(1) == 0:
@@ -222,5 +226,7 @@ def scaled_kernel(
         where = token.to(tl.int64)[:, None] * RANK + direction[None, :]
         total = tl.zeros((TOKENS, RANK), tl.float32)
         for part in tl.static_range(PARTS):
-            total += tl.load(partial + part * tokens.to(tl.int64) * RANK + where, mask=here[:, None], other=0.0)
+            total += tl.load(
+                partial + part * tokens.to(tl.int64) * RANK + where, mask=here[:, None], other=0.0
+            )
         tl.store(projected + where, total.to(projected.dtype.element_ty), mask=here[:, None])

@@ -1,0 +1,186 @@
+"""`harness bench model`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.running import split_names
+from harness.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from harness.models.configs import DenoiserConfig
+    from harness.truesize.bench import BenchRequest
+    from harness.truesize.quantize import Recipe
+
+
+def bench_model_command(
+    model: Annotated[str, typer.Argument(help="A published model, as in `harness list models`.")],
+    method: Annotated[
+        str | None, typer.Option(help="Quantize it by this method.  [default: measure it in 16 bits only]")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Weight bits, or both as w4a4.")] = "w4a4",
+    weights: Annotated[
+        str, typer.Option(help="Only `random`: speed and size do not depend on values.")
+    ] = "random",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of the method.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Which layers: harness, or published.")] = "harness",
+    calls: Annotated[int, typer.Option(help="Calibration calls, at spread timesteps.")] = 8,
+    compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile too.")] = False,
+    reference: Annotated[bool, typer.Option(help="Build and time the 16-bit model beside.")] = True,
+    peers: Annotated[str, typer.Option(help="Libraries timed beside: all, none, or names by comma.")] = "all",
+    caps: Annotated[
+        str, typer.Option(help="Sizes of cards in GiB for `fits in`, by comma, or none.")
+    ] = "8,12,16,24",
+    rounds: Annotated[int, typer.Option(help="Timed steps of each model.")] = 20,
+    batch: Annotated[int | None, typer.Option(help="Samples of a step.  [default: one image's]")] = None,
+    side: Annotated[int | None, typer.Option(help="Image side in pixels.  [default: the model's]")] = None,
+    text_tokens: Annotated[int | None, typer.Option(help="Caption tokens.  [default: the model's]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Another denoiser config of this class.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of weights and inputs.")] = 0,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Finished blocks, to go on from.  [default: runs/true-size/...]"),
+    ] = None,
+    quantize_only: Annotated[bool, typer.Option("--quantize-only", help="Stop after quantizing.")] = False,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Put the result into this file, too.")
+    ] = None,
+) -> int:
+    """Quantize and measure a model of true size with random weights."""
+    if weights != "random":
+        raise UserError(f"--weights {weights}: only random weights; trained ones run through `harness run`")
+    if min(calls, rounds, batch or 1, side or 1, text_tokens or 1) < 1:
+        raise UserError("--calls, --rounds, --batch, --side and --text-tokens are at least 1")
+    recipe = _recipe(model, method, bits, tuple(set_ or ()), policy, config)
+    from dataclasses import replace
+
+    recipe = replace(recipe, calls=calls, side=side, text_tokens=text_tokens, seed=seed)
+    request = _request(recipe, method is not None, device, work)
+    names = tuple(peer.name for peer in _peers(peers))
+    request = replace(
+        request,
+        batch=batch,
+        compile=compile_,
+        reference=reference,
+        peers=names,
+        caps=_caps(caps),
+        rounds=rounds,
+    )
+    if quantize_only:
+        if method is None:
+            raise UserError("--quantize-only needs --method")
+        request = replace(request, reference=False, peers=(), caps=(), quantize_only=True)
+    return _run(request, json_)
+
+
+def _run(request: BenchRequest, json_file: Path | None) -> int:
+    from harness.compat import quiet_imports
+    from harness.truesize.bench import run_bench
+    from harness.truesize.report import notes, table, write_json
+
+    with quiet_imports():
+        result = run_bench(request, lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(result), *notes(result), sep="\n")
+    for key, value in result["headline"].items():
+        print(f"{key}: {value:.4g}")
+    if json_file is not None:
+        name = result["model"] if result["bits"] is None else f"{result['model']} {request.name}"
+        write_json(json_file, f"model {name}", result)
+    failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
+    return 1 if failed else 0
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return any(key.endswith("error") for key in row)
+
+
+def _recipe(
+    model: str, method: str | None, bits: str, settings: tuple[str, ...], policy: str, config: Path | None
+) -> Recipe:
+    from harness.bits import parse_bits
+    from harness.methods import registry
+    from harness.models import registry as models
+    from harness.models.configs import denoiser_config
+    from harness.truesize.quantize import Recipe
+
+    card = models.get(model)
+    shape = denoiser_config(model) if config is None else _read_config(config, denoiser_config(model))
+    widths = parse_bits(bits, None if "a" in bits.lower() else 4)
+    if len(widths) != 1:
+        raise UserError(f"--bits {bits!r}: one width at a time")
+    name = method or "ptq"
+    spec = registry.get(name)
+    overrides = {}
+    for text in settings:
+        path, equals, value = text.partition("=")
+        of, dot, key = path.strip().partition(".")
+        if not (equals and dot and key) or of != name or method is None:
+            raise UserError(f"--set {text!r} is not {name}.KEY=VALUE of the method that runs")
+        overrides[key.strip()] = value.strip()
+    registry.configure(name, overrides)
+    act = 16 if spec.weight_only else widths[0].act
+    return Recipe(card, shape, name, widths[0].weight, act, policy, overrides)
+
+
+def _read_config(path: Path, published: DenoiserConfig) -> DenoiserConfig:
+    from harness.models.configs import DenoiserConfig
+
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config {path}: {error}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"--config {path} holds no JSON object")
+    named = given.get("_class_name", published.class_name)
+    if named != published.class_name:
+        raise UserError(f"--config {path} is of a {named}, the model's denoiser is a {published.class_name}")
+    values = {key: value for key, value in given.items() if not key.startswith("_")}
+    return DenoiserConfig(published.class_name, {**published.config, **values})
+
+
+def _request(recipe: Recipe, quantized: bool, device: str, work: Path | None) -> BenchRequest:
+    import torch
+
+    from harness.request import DEVICES
+    from harness.truesize.bench import BenchRequest
+
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no GPU that torch can use")
+    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16
+    digest = recipe.manifest(dtype)["digest"][:12]
+    folder = work or Path("runs") / "true-size" / f"{recipe.card.name}-{recipe.method}-{digest}"
+    return BenchRequest(recipe, quantized, folder, where, dtype)
+
+
+def _peers(text: str) -> list[Any]:
+    from harness.truesize.peers import PEERS
+
+    if text in {"all", "none"}:
+        return list(PEERS) if text == "all" else []
+    by_name = {peer.name: peer for peer in PEERS}
+    for name in split_names(text):
+        if name not in by_name:
+            raise unknown("peer", name, by_name)
+    return [by_name[name] for name in split_names(text)]
+
+
+def _caps(text: str) -> tuple[int, ...]:
+    if text == "none":
+        return ()
+    parts = split_names(text)
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--caps {text!r} is no list of sizes in GiB")
+    return tuple(sorted({int(part) for part in parts}))

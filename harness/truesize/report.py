@@ -1,0 +1,94 @@
+"""The result of `harness bench model` as a table and as a section of a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+COLUMNS = (
+    "model", "bits", "packed GiB", "kept GiB", "scratch GiB", "activations GiB", "peak GiB", "load peak GiB",
+    "fits in", "step ms, eager", "step ms, compiled", "speed-up, compiled", "quality",
+)  # fmt: skip
+_SIZES = (
+    "packed_bytes",
+    "kept_bytes",
+    "scratch_bytes",
+    "activation_bytes",
+    "peak_bytes",
+    "load_peak_bytes",
+)
+_GIB = 2**30
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the rows as a Markdown table; `-` is what was not measured."""
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS)]
+    for row in result["rows"]:
+        held = row.get("memory") or {}
+        sizes = [f"{held[key] / _GIB:.2f}" if key in held else "-" for key in _SIZES]
+        if not held and row.get("weights_bytes"):
+            sizes[0] = f"{row['weights_bytes'] / _GIB:.2f} in all"
+        fits = f"{row['fits_in_gb']} GB" if row.get("fits_in_gb") else "-"
+        times = (_ms(row, "eager"), _ms(row, "compiled"), _speedup(row))
+        lines.append((row["name"], row["bits"], *sizes, fits, *times, result["quality"]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ms(row: Mapping[str, Any], mode: str) -> str:
+    if row.get("error") or row.get(f"{mode}_error"):
+        return "failed"
+    found = row.get(f"{mode}_ms")
+    return f"{found['median']:.1f} [{found['lo']:.1f}, {found['hi']:.1f}]" if found else "-"
+
+
+def _speedup(row: Mapping[str, Any]) -> str:
+    found = row.get("compiled_ms")
+    if not found:
+        return "-"
+    return f"{found['speedup']:.2f} [{found['speedup_lo']:.2f}, {found['speedup_hi']:.2f}]"
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """Return the remarks under the table."""
+    found = [
+        f"{result['model']}, {result['side']} pixels, batch {result['batch']}, random weights; "
+        "times: median [quartiles], models in turns; speed-up over bf16 compiled, with its 95 % interval."
+    ]
+    quantize = result["quantize"]
+    if quantize:
+        spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in quantize["phases"].items())
+        found.append(
+            f"Quantized {quantize['layers']} layers in {quantize['seconds']:.1f} s"
+            f" ({quantize['resumed']} of {quantize['blocks']} blocks were there; {spent} s);"
+            f" host peak {quantize['host_peak_bytes'] / _GIB:.1f} GiB,"
+            f" device peak {quantize['device_peak_bytes'] / _GIB:.1f} GiB."
+        )
+    for row in result["rows"]:
+        for key in ("error", "eager_error", "compiled_error"):
+            if row.get(key):
+                found.append(f"{row['name']}: {key.replace('_', ' ')}: {row[key]}")
+        if row.get("compiled_as"):
+            found.append(f"{row['name']}: compiled {row['compiled_as']}.")
+    return found
+
+
+def write_json(path: Path, section: str, result: Mapping[str, Any]) -> None:
+    """Put the result into a JSON file under `section`, its headline at the top; other keys stay.
+
+    Raises:
+        UserError: the file holds something else, or cannot be written.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(held, dict):
+            raise UserError(f"{path} holds no JSON object")
+        held.update(result["headline"])
+        held[section] = dict(result)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
