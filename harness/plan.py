@@ -22,11 +22,11 @@ from harness.request import (
     choose_methods,
     choose_model_paths,
     choose_models,
+    settle_backend,
 )
 from harness.world import MethodFacts, ModelFacts, Setting, World
 
 REFERENCE_BITS = Bits(16, 16)
-BACKEND = "reference"
 KEY_DIGITS = 16
 
 
@@ -115,6 +115,7 @@ class _Grid:
     protocol: EffectiveProtocol
     device: str
     data_paths: dict[str, Path]
+    backend: str = "reference"
     fingerprint: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, list[Prompt]] = field(default_factory=dict)
     calibration_prompts: dict[str, list[Prompt]] = field(default_factory=dict)
@@ -143,6 +144,7 @@ def make_plan(request: Request, world: World) -> Plan:
         for name, found in sets.items()
     }
     grid = _Grid(world, protocol, world.device(request.device), data_paths, prompts=prompts)
+    grid.backend = settle_backend(request.backend, grid.device)
     grid.fingerprint = world.fingerprint(grid.device)
     for name, found in sets.items():
         used = calibrated_on.get(name)
@@ -179,7 +181,7 @@ def _cells(
 ) -> list[Cell]:
     """Return the reference and then each method at each width, without repetitions."""
     protocol = for_model(grid.protocol.to_json(), model.name)
-    setting = Setting(model, dataset, protocol, grid.device, grid.data_paths)
+    setting = Setting(model, dataset, protocol, grid.device, grid.data_paths, backend=grid.backend)
     reference = _cell(grid, setting, None, REFERENCE_BITS, "")
     found = {reference.key: reference}
     for method in methods:
@@ -203,7 +205,7 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         "dataset": setting.dataset,
         "protocol": protocol.to_json(),
         "device": setting.device,
-        "backend": BACKEND,
+        "backend": setting.backend,
         "fingerprint": {**grid.fingerprint, "method": "" if method is None else method.fingerprint},
     }
     if setting.dataset in grid.data:
@@ -226,7 +228,7 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         protocol_hash=protocol.hash,
         seed=protocol.seed,
         device=setting.device,
-        backend=BACKEND,
+        backend=setting.backend,
         dtype=setting.protocol["dtype"],
         wbits=bits.weight,
         abits=bits.act,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.canonical import canonical_json, digest_file, digest_json
 from harness.errors import CellError, UserError, unknown
@@ -106,6 +106,7 @@ class ModelSession:
         """
         import torch
 
+        from harness.kernels.dispatch import Backend, set_backend
         from harness.models.load import load_pipeline
 
         if files_stamp(setting.model.path) != setting.model.stamp:
@@ -116,6 +117,7 @@ class ModelSession:
         self._policy = str(setting.protocol.get("policy", "harness"))
         self._device = setting.device
         self._dataset, self._data_paths = setting.dataset, setting.data_paths
+        set_backend(cast(Backend, setting.backend))
         dtype = getattr(torch, setting.protocol["dtype"])
         self._pipeline = load_pipeline(self._card, setting.model.path, setting.device, dtype)
         self._reference: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from harness.world import MethodFacts, World
 
 REFERENCE = "reference"
 DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "reference", "triton")
 LARGEST_BLOCK = 100
 """Images of a block are named by two digits."""
 
@@ -32,6 +34,7 @@ class Request:
     seed: int | None = None
     block: int | None = None
     device: str = "auto"
+    backend: str = "auto"
     workers: int | None = None
     data_paths: tuple[str, ...] = ()
     model_paths: tuple[str, ...] = ()
@@ -56,8 +59,27 @@ def check_numbers(request: Request) -> None:
         raise UserError(f"--workers {request.workers}: give at least 1")
     if request.device not in DEVICES:
         raise unknown("device", request.device, DEVICES)
+    if request.backend not in BACKENDS:
+        raise unknown("backend", request.backend, BACKENDS)
     if not (math.isfinite(request.timeout) and request.timeout > 0):
         raise UserError(f"--timeout {request.timeout:g}: give a positive number of seconds")
+
+
+def settle_backend(asked: str, device: str) -> str:
+    """Settle what packed layers run on: Triton's kernels on a CUDA device, else the reference formula.
+
+    Raises:
+        UserError: Triton is asked for and cannot run here.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    there = importlib.util.find_spec("triton") is not None and (device == "cuda" or interpreted)
+    if asked == "triton" and not there:
+        raise UserError(
+            "--backend triton needs the package triton and a CUDA device; use --backend reference"
+        )
+    if asked == "auto":
+        return "triton" if there and device == "cuda" else "reference"
+    return asked
 
 
 def _names(asked: Sequence[str], valid: Sequence[str], default: Sequence[str], kind: str) -> list[str]:

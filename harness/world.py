@@ -118,6 +118,7 @@ class Setting:
         device: `cpu` or `cuda`.
         data_paths: `--data-path` of prompt sets and metrics.
         cache: folder where features of images are kept, or None to keep none.
+        backend: what packed layers run on, `reference` or `triton`.
     """
 
     model: ModelFacts

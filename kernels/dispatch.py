@@ -3,14 +3,15 @@
 | road | what runs | layers |
 |---|---|---|
 | `reference` | the float formula in torch (`harness.kernels.layers`) | all; the definition |
-| `int8` | codes and units as int8, one integer GEMM, scales and branch in its epilogue | linear; rows, or groups with integer scales |
-| `fp8` | the same in float8 e4m3, exact for power-of-two scales | linear; groups with `e8m0` scales, 4 bits or less |
+| `int8` | codes and units as int8, one integer GEMM, scales and branch in its epilogue | linear; a scale \
+per row, or groups with integer scales |
+| `fp8` | the same in float8 e4m3, exact for power-of-two scales | linear; groups with `e8m0` scales |
 | `gemv` | codes decoded where they are multiplied | linear, weight-only, few tokens |
-| `expand` | the weight expanded to the type of x, then the vendor's GEMM or convolution | everything else |
+| `expand` | the weight expanded to the type of x, then the vendor's GEMM or convolution | all others |
 
-No road quantizes anything anew: all read the packed codes and scales the layer holds, and round activations to
-the codes the reference rounds to, but for ties decided by the last bit of a division. `int8` and `fp8` add the
-products of codes exactly (float8 sums in the tensor cores keep about 14 bits).
+No road quantizes anything anew: all read the packed codes and scales the layer holds, and round activations
+to the codes the reference rounds to, but for ties decided by the last bit of a division. `int8` adds the
+products of codes exactly; float8 sums in the tensor cores keep about 14 bits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -38,27 +39,40 @@ FEW_TOKENS = 4
 OLDEST = (8, 0)
 OLDEST_FP8 = (8, 9)
 
-_chosen: Backend = "auto"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_chosen: dict[str, Backend] = {"backend": "auto"}
+
+
+def set_backend(backend: Backend) -> None:
+    """Let every packed layer of the process run on `backend`: `auto` is Triton on a device that has it."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; valid: {', '.join(get_args(Backend))}")
+    _chosen["backend"] = backend
 
 
 @contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
-    """Let every packed layer run on `backend` inside the block: `auto` is Triton on a device that has it."""
-    global _chosen
-    before, _chosen = _chosen, backend
+    """Run the block with `set_backend(backend)`."""
+    before = _chosen["backend"]
+    set_backend(backend)
     try:
         yield
     finally:
-        _chosen = before
+        set_backend(before)
 
 
-def triton_runs_on(x: Tensor) -> bool:
-    """Whether the kernels can run on the device of `x` (on a CPU: in Triton's interpreter)."""
-    if importlib.util.find_spec("triton") is None:
+def triton_runs_on(device: torch.device) -> bool:
+    """Whether the kernels can run on a device (on a CPU: in Triton's interpreter)."""
+    if not HAS_TRITON:
         return False
-    if x.device.type == "cuda":
-        return torch.version.cuda is not None and torch.cuda.get_device_capability(x.device) >= OLDEST
-    return x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return _capability(device.index or 0) >= OLDEST if device.type == "cuda" else INTERPRETED
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _capability(index: int) -> tuple[int, int]:
+    return (0, 0) if torch.version.cuda is None else torch.cuda.get_device_capability(index)
 
 
 def road_of(layer: PackedLayer, x: Tensor) -> Road:
@@ -66,22 +80,26 @@ def road_of(layer: PackedLayer, x: Tensor) -> Road:
 
     Training always takes the reference: the kernels have no gradients.
     """
-    if _chosen == "reference" or (_chosen == "auto" and x.device.type == "cpu"):
+    backend = _chosen["backend"]
+    if backend == "reference" or (backend == "auto" and x.device.type != "cuda") or not x.numel():
         return "reference"
-    if not triton_runs_on(x) or (torch.is_grad_enabled() and x.requires_grad) or not x.numel():
+    if not triton_runs_on(x.device) or (torch.is_grad_enabled() and x.requires_grad):
         return "reference"
     if layer.kind != "linear":
         return "expand"
+    return _linear_road(layer, x)
+
+
+def _linear_road(layer: PackedLayer, x: Tensor) -> Road:
     if layer.act is None:
-        return (
-            "gemv" if x.numel() // x.shape[-1] <= FEW_TOKENS and few_token_weight(layer.weight) else "expand"
-        )
+        few = x.numel() // x.shape[-1] <= FEW_TOKENS
+        return "gemv" if few and few_token_weight(layer.weight) is not None else "expand"
     kind = _code_type(layer.act)
-    if kind == torch.int8 and units_weight(layer.weight, torch.int8) is not None:
+    if kind is None or units_weight(layer.weight, kind) is None:
+        return "expand"
+    if kind == torch.int8:
         return "int8"
-    if kind == torch.float8_e4m3fn and _has_fp8(x) and units_weight(layer.weight, kind) is not None:
-        return "fp8"
-    return "expand"
+    return "fp8" if _has_fp8(x.device) else "expand"
 
 
 def linear(layer: PackedLinear, x: Tensor, road: Road) -> Tensor:
@@ -201,5 +219,5 @@ def _given(act: ActQuantizer, x: Tensor, smooth: Tensor | None) -> tuple[Tensor 
     return values.amin(dim=1), values.amax(dim=1)
 
 
-def _has_fp8(x: Tensor) -> bool:
-    return x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) >= OLDEST_FP8
+def _has_fp8(device: torch.device) -> bool:
+    return device.type != "cuda" or _capability(device.index or 0) >= OLDEST_FP8

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import singledispatch
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -37,8 +36,7 @@ Units = Callable[[], tuple[Tensor, Tensor]]
 """Expands a weight: units [rows, cols] and what one unit of each row is worth, float [rows]."""
 
 
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """Packed codes and how one becomes a number: the arguments of `harness.kernels.triton.ops.expand`.
 
     Attributes:
@@ -84,8 +82,7 @@ class Codes:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FewTokenWeight:
+class FewTokenWeight(NamedTuple):
     """A uniform weight as `harness.kernels.triton.ops.gemv` reads it; attributes as in `Codes`."""
 
     packed: Tensor
@@ -107,7 +104,7 @@ def float_weight(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 
 
 def units_weight(weight: PackedWeight, dtype: torch.dtype) -> Units | None:
-    """Return how to expand a packed weight to units of int8 or float8_e4m3fn, exactly; None where they do not fit.
+    """Return how to expand a weight to units of int8 or float8_e4m3fn, exactly; None where they do not fit.
 
     A row then has one scale: group scales are part of the units.
     """
@@ -137,13 +134,11 @@ def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
     return FewTokenWeight(weight.packed, weight.scale, weight.bits, group, weight.zero, fixed)
 
 
-@singledispatch
 def _float_codes(weight: PackedWeight) -> Codes:
-    raise TypeError(f"no expansion of a {type(weight).__name__}")
+    return _FLOAT_CODES[weight.kind](weight)
 
 
-@_float_codes.register
-def _(weight: UniformWeight) -> Codes:
+def _uniform(weight: UniformWeight) -> Codes:
     scale = weight.scale
     if weight.multiplier is not None:
         scale = scale.to(torch.float32) * group_multiplier(weight.scale_format, weight.multiplier)
@@ -158,23 +153,31 @@ def _(weight: UniformWeight) -> Codes:
     )
 
 
-@_float_codes.register
-def _(weight: NormalFloatWeight) -> Codes:
+def _normal_float(weight: NormalFloatWeight) -> Codes:
     return Codes(
         weight.packed, weight.bits, weight.cols, weight.absmax, weight.block, flat=True, table=weight.codebook
     )
 
 
-@_float_codes.register
-def _(weight: BinaryPlanesWeight) -> Codes:
+def _planes(weight: BinaryPlanesWeight) -> Codes:
     return Codes(weight.packed, weight.planes, weight.cols, table=level_table(weight.alphas))
 
 
-@_float_codes.register
-def _(weight: Nvfp4Weight) -> Codes:
+def _nvfp4(weight: Nvfp4Weight) -> Codes:
     table = decode_e2m1(torch.arange(1 << NVFP4_BITS, device=weight.packed.device))
     scale = e4m3_values(weight.scale) * weight.tensor_scale
     return Codes(weight.packed, NVFP4_BITS, weight.cols, scale, NVFP4_GROUP, table=table)
+
+
+_FLOAT_CODES = cast(
+    "dict[str, Callable[[PackedWeight], Codes]]",
+    {
+        UniformWeight.kind: _uniform,
+        NormalFloatWeight.kind: _normal_float,
+        BinaryPlanesWeight.kind: _planes,
+        Nvfp4Weight.kind: _nvfp4,
+    },
+)
 
 
 def _unit_codes(weight: PackedWeight, dtype: torch.dtype) -> tuple[Codes, Callable[[], Tensor]] | None:

@@ -41,6 +41,9 @@ def run_command(
         int | None, typer.Option(help="Prompts of one batch: another protocol.  [default: the protocol's]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="What packed layers run on: auto (triton on cuda), reference or triton.")
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="Cells at a time.  [default: cores; 1 on a GPU]")
     ] = None,
@@ -75,6 +78,7 @@ def run_command(
         seed=seed,
         block=block,
         device=device,
+        backend=backend,
         workers=workers,
         data_paths=tuple(data_path or ()),
         model_paths=tuple(model_path or ()),
