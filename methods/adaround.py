@@ -57,7 +57,7 @@ class AdaroundConfig(MethodConfig):
 
     range: Literal["mse", "minmax"] = "mse"
     reconstruct: Literal["block", "layer"] = "block"
-    steps: int = 200
+    steps: int = 120
     rate: float = 0.05
     weight: float = 0.1
 
