@@ -51,6 +51,10 @@ def bench_model_command(
         Path | None,
         typer.Option(metavar="DIR", help="Finished blocks, to go on from.  [default: runs/true-size/...]"),
     ] = None,
+    image: Annotated[
+        bool, typer.Option("--image", help="Make one whole image, resident and off-loaded to the host.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Its sampling steps.  [default: the model's]")] = None,
     quantize_only: Annotated[bool, typer.Option("--quantize-only", help="Stop after quantizing.")] = False,
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Put the result into this file, too.")
@@ -59,8 +63,8 @@ def bench_model_command(
     """Quantize and measure a model of true size with random weights."""
     if weights != "random":
         raise UserError(f"--weights {weights}: only random weights; trained ones run through `harness run`")
-    if min(calls, rounds, batch or 1, side or 1, text_tokens or 1) < 1:
-        raise UserError("--calls, --rounds, --batch, --side and --text-tokens are at least 1")
+    if min(calls, rounds, batch or 1, side or 1, text_tokens or 1, steps or 1) < 1:
+        raise UserError("--calls, --rounds, --batch, --side, --text-tokens and --steps are at least 1")
     recipe = _recipe(model, method, bits, tuple(set_ or ()), policy, config)
     from dataclasses import replace
 
@@ -75,11 +79,13 @@ def bench_model_command(
         peers=names,
         caps=_caps(caps),
         rounds=rounds,
+        image=image,
+        steps=steps,
     )
     if quantize_only:
         if method is None:
             raise UserError("--quantize-only needs --method")
-        request = replace(request, reference=False, peers=(), caps=(), quantize_only=True)
+        request = replace(request, reference=False, peers=(), caps=(), quantize_only=True, image=False)
     return _run(request, json_)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,10 +16,17 @@ import torch
 from harness.measure.environment import environment
 from harness.models.configs import CONFIGS
 from harness.truesize.build import build_empty, materialise
+from harness.truesize.image import COMPANIONS, make_image
 from harness.truesize.inputs import default_batch, denoiser_inputs
 from harness.truesize.memory import MemoryRequest, MemorySeen, in_own_process, smallest_card
 from harness.truesize.peers import PEERS, Peer, held_bytes
-from harness.truesize.quantize import QuantizedModel, Recipe, load_true_size, quantize_true_size
+from harness.truesize.quantize import (
+    QuantizedModel,
+    Recipe,
+    host_peak_bytes,
+    load_true_size,
+    quantize_true_size,
+)
 from harness.truesize.timing import against, clocks, compile_blocks, times_in_turns
 
 REFERENCE = "bf16"
@@ -43,6 +51,8 @@ class BenchRequest:
         rounds: timed runs of each model.
         warm_up: untimed runs of each before.
         quantize_only: stop when the model is quantized.
+        image: whether one whole image is made too.
+        steps: its sampling steps; None for the card's.
     """
 
     recipe: Recipe
@@ -58,6 +68,8 @@ class BenchRequest:
     rounds: int = 20
     warm_up: int = 3
     quantize_only: bool = False
+    image: bool = False
+    steps: int | None = None
 
     @property
     def name(self) -> str:
@@ -82,8 +94,11 @@ def run_bench(request: BenchRequest, say: Say) -> dict[str, Any]:
     quantize = _quantize(request, say) if request.quantized else None
     memory = {} if request.quantize_only else _memory(request, say)
     rows = [] if request.quantize_only else _time(request, say)
+    images = _images(request, say) if request.image else {}
     for row in rows:
         row.update(memory.get(row["name"], {}))
+        if row["name"] in images:
+            row["image"] = images[row["name"]]
     recipe = request.recipe
     result = {
         "model": recipe.card.name,
@@ -143,6 +158,33 @@ def _memory(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
             "fits_in_gb": fits[0] if fits else None,
             "caps_tried": {str(size): asdict(card) for size, card in tried.items()},
         }
+    return found
+
+
+def _images(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
+    """Make one whole image with the quantized and the 16-bit model, resident and off-loaded."""
+    recipe, found = request.recipe, {}
+    own = {request.name, REFERENCE}
+    for name, _, build in _contestants(request):
+        if name not in own or build is None:
+            continue
+        found[name] = {}
+        for where in ("resident", "offload"):
+            importlib.import_module("torch._dynamo").reset()  # or compiled code would keep former models
+            _free()
+            seen = make_image(
+                build(),
+                COMPANIONS[recipe.card.name],
+                recipe.card,
+                request.device,
+                request.dtype,
+                offload=where == "offload",
+                side=recipe.side,
+                text_tokens=recipe.text_tokens,
+                steps=request.steps,
+            )
+            found[name][where] = {**asdict(seen), "host_peak_bytes": host_peak_bytes()}
+            say(f"image by {name}, {where}: {seen.ms:.0f} ms, peak {seen.peak_bytes / 2**30:.2f} GiB")
     return found
 
 

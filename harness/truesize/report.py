@@ -71,6 +71,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         for key in ("error", "eager_error", "compiled_error"):
             if row.get(key):
                 found.append(f"{row['name']}: {key.replace('_', ' ')}: {row[key]}")
+        for where, seen in (row.get("image") or {}).items():
+            found.append(
+                f"{row['name']}: one image of {seen['steps']} steps, {where}: {seen['ms'] / 1e3:.2f} s,"
+                f" peak {seen['peak_bytes'] / _GIB:.2f} GiB."
+            )
         if row.get("compiled_as"):
             found.append(f"{row['name']}: compiled {row['compiled_as']}.")
     return found
