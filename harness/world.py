@@ -127,6 +127,7 @@ class Setting:
     device: str
     data_paths: dict[str, Path]
     cache: Path | None = None
+    backend: str = "reference"
 
 
 class Session(Protocol):
