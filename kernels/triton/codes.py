@@ -26,14 +26,16 @@ def load_words(packed, row_offset, word, mask, BITS: tl.constexpr, WHOLE: tl.con
         value = tl.load(packed + row_offset + word, mask=mask, other=0)
         if BITS == 1:
             return value.to(tl.uint8, bitcast=True).to(wide)
-        if BITS == 2:
+        elif BITS == 2:
             return value.to(tl.uint16, bitcast=True).to(wide)
-        return value.to(wide, bitcast=True)
-    first = packed + row_offset + word * BITS
-    words = tl.load(first, mask=mask, other=0).to(wide)
-    for byte in tl.static_range(1, BITS):
-        words |= tl.load(first + byte, mask=mask, other=0).to(wide) << (8 * byte)
-    return words
+        else:
+            return value.to(wide, bitcast=True)
+    else:
+        first = packed + row_offset + word * BITS
+        words = tl.load(first, mask=mask, other=0).to(wide)
+        for byte in tl.static_range(1, BITS):
+            words |= tl.load(first + byte, mask=mask, other=0).to(wide) << (8 * byte)
+        return words
 
 
 @triton.jit

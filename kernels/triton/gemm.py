@@ -18,7 +18,7 @@ def tile_of(program, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 @triton.jit
 def epilogue(
     accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-    tokens, outs,
+    tokens, outs, rank,
     ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scale the accumulator, add the low-rank up-projection and the bias, and write the tile."""
@@ -34,7 +34,8 @@ def epilogue(
         direction = tl.arange(0, RANK)
         where = row.to(tl.int64)[:, None] * RANK + direction[None, :]
         left = tl.load(projected + where, mask=row_in[:, None], other=0.0)
-        right = tl.load(up + col[None, :] * RANK + direction[:, None], mask=col_in[None, :], other=0.0)
+        held = (direction < rank)[:, None] & col_in[None, :]
+        right = tl.load(up + col[None, :] * rank + direction[:, None], mask=held, other=0.0)
         if PRECISION == "ieee":
             y = tl.dot(left.to(tl.float32), right.to(tl.float32), y, input_precision="ieee")
         else:
@@ -51,7 +52,7 @@ def epilogue(
 @triton.jit
 def linear_kernel(
     out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-    tokens, outs, cols,
+    tokens, outs, cols, rank,
     ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
     ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +66,8 @@ def linear_kernel(
         row_zero: float32 [tokens], an integer each, with `ZERO`.
         col_scale: float [outs].
         col_sum: int32 [outs], sum of each weight row, with `ZERO`.
-        projected: [tokens, RANK], of the type of `out`; up: float16 [outs, RANK]; with RANK > 0.
+        projected: [tokens, RANK], of the type of `out`, see `project_kernel`; with RANK > 0.
+        up: float16 [outs, rank].
         bias: float16 [outs], with `BIAS`.
         EVEN: whether cols is a multiple of TILE_K.
     """
@@ -88,14 +90,14 @@ def linear_kernel(
         right += TILE_K
     epilogue(
         accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-        tokens, outs, ZERO, RANK, BIAS, PRECISION,
+        tokens, outs, rank, ZERO, RANK, BIAS, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
 def linear_tma_kernel(
     out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-    tokens, outs, cols,
+    tokens, outs, cols, rank,
     ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
     ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -109,5 +111,5 @@ def linear_tma_kernel(
         accumulator = tl.dot(a, b.T, accumulator, out_dtype=ACCUMULATE)
     epilogue(
         accumulator, row, col, out, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
-        tokens, outs, ZERO, RANK, BIAS, PRECISION,
+        tokens, outs, rank, ZERO, RANK, BIAS, PRECISION,
     )  # fmt: skip

@@ -26,7 +26,8 @@ def shifted(word, BY: tl.constexpr):
     """Shift left by a number of either sign."""
     if BY >= 0:
         return word << BY
-    return word >> -BY
+    else:
+        return word >> -BY
 
 
 @triton.jit
@@ -36,10 +37,11 @@ def window(first, second, third, WORDS: tl.constexpr, WHICH: tl.constexpr):
     if start < 32:
         low = shifted(first, LOWEST - start)
         return low | shifted(second, LOWEST + 32 - start) if WORDS == 3 and start + WINDOW > 32 else low
-    if start < 64:
+    elif start < 64:
         low = shifted(second, LOWEST + 32 - start)
         return low | shifted(third, LOWEST + 64 - start) if start + WINDOW > 64 else low
-    return shifted(third, LOWEST + 64 - start)
+    else:
+        return shifted(third, LOWEST + 64 - start)
 
 
 @triton.jit
@@ -47,8 +49,9 @@ def columns(x, UNITS: tl.constexpr, CODES: tl.constexpr):
     """Take [UNITS, CODES] apart into its columns, in bit-reversed order."""
     if CODES == 1:
         return (tl.reshape(x, (UNITS,)),)
-    even, odd = tl.split(tl.reshape(x, (UNITS, CODES // 2, 2)))
-    return columns(even, UNITS, CODES // 2) + columns(odd, UNITS, CODES // 2)
+    else:
+        even, odd = tl.split(tl.reshape(x, (UNITS, CODES // 2, 2)))
+        return columns(even, UNITS, CODES // 2) + columns(odd, UNITS, CODES // 2)
 
 
 @triton.constexpr_function

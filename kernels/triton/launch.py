@@ -53,6 +53,11 @@ def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:
     return (packed if bits == 1 else packed.view(word)), True
 
 
+def padded_rank(down: Tensor) -> int:
+    """Return how many directions a projection is held with: a power of two, and enough for a tensor core."""
+    return max(16, int(triton.next_power_of_2(down.shape[0])))
+
+
 def code_type(grid: str) -> torch.dtype:
     """Return what the codes of a grid of activations are held in."""
     return torch.float8_e4m3fn if grid == "e8m0" else torch.int8
@@ -85,10 +90,11 @@ def expand(
     stride = 1 if held is None or held.dim() == 1 else held.shape[1] if held.shape[0] == rows else 0
     multiplier = 2 if doubled else 1
     fixed = int(fixed_offset * multiplier) if not out.is_floating_point() else fixed_offset * multiplier
+    form = "none" if table is None else "shared" if table.dim() == 1 else "rows"
     expand_kernel[grid](
         out, words, scale, offset, table, rows_of, sums,
         rows, cols, words.shape[1], group or (1 << 30), stride, fixed, multiplier,
-        BITS=bits, WHOLE=whole, TABLE="none" if table is None else "shared" if table.dim() == 1 else "rows",
+        BITS=bits, WHOLE=whole, TABLE=form,
         OFFSET="fixed" if offset is None else "stored", FLAT=flat, SCALED=scale is not None,
         EXPONENT=scale is not None and scale.dtype == torch.int8, WORDWISE=not flat and group % 8 == 0, SCATTER=rows_of is not None, SUMS=sums is not None, **tiles.options(),
     )  # fmt: skip
@@ -131,7 +137,7 @@ def project(
     tiles: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Down-project tokens [tokens, cols]: partial float32 [parts, tokens, rank], and peaks [parts, tokens]."""
-    (tokens, cols), rank = x.shape, down.shape[0]
+    (tokens, cols), rank = x.shape, padded_rank(down)
     tiles = tiles or tile(TOKENS=64, COLS=64, warps=4, stages=3)
     size = dict(tiles.sizes)
     span = triton.cdiv(triton.cdiv(cols, PARTS), size["COLS"]) * size["COLS"]
@@ -139,7 +145,7 @@ def project(
     partial = torch.empty(parts, tokens, rank, dtype=torch.float32, device=x.device)
     peak = torch.empty(parts, tokens, dtype=torch.float32, device=x.device) if peaks else None
     project_kernel[(triton.cdiv(tokens, size["TOKENS"]), parts)](
-        partial, peak, x, smooth, down, tokens, cols, x.stride(0), span,
+        partial, peak, x, smooth, down, tokens, cols, x.stride(0), span, down.shape[0],
         SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x), PEAKS=peaks, **tiles.options(),
     )  # fmt: skip
     return partial, peak
@@ -162,13 +168,13 @@ def quantize_projected(
     partial, peaks = project(x, down, smooth, peaks=True, tiles=project_tiles)
     codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    projected = torch.empty(tokens, down.shape[0], dtype=x.dtype, device=x.device)
+    projected = torch.empty(tokens, padded_rank(down), dtype=x.dtype, device=x.device)
     tiles = tiles or tile(TOKENS=4, COLS=1024, warps=4)
     size = dict(tiles.sizes)
     scaled_kernel[(triton.cdiv(tokens, size["TOKENS"]), triton.cdiv(cols, size["COLS"]))](
         codes, row_scale, projected, x, smooth, partial, peaks, tokens, cols, x.stride(0), cols,
         BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smooth is not None,
-        RANK=down.shape[0], PARTS=partial.shape[0], **tiles.options(),
+        RANK=padded_rank(down), PARTS=partial.shape[0], **tiles.options(),
     )  # fmt: skip
     return codes, row_scale, projected
 
@@ -217,6 +223,7 @@ def linear(
         "ACCUMULATE": tl.int32 if codes.dtype == torch.int8 else tl.float32,
     }
     rest = (row_scale, row_zero, col_scale, col_sum, projected, up, bias, tokens, outs, cols)
+    rest = (*rest, 0 if up is None else up.shape[1])
     if tma:
         from triton.tools.tensor_descriptor import TensorDescriptor
 

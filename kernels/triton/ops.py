@@ -114,19 +114,19 @@ def _(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     row = x.new_empty(x.shape[0], dtype=torch.float32)
-    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(x.shape[0], down.shape[0])
+    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(x.shape[0], launch.padded_rank(down))
 
 
 @torch.library.custom_op("harness::project", mutates_args=())
 def project(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
-    """Down-project tokens [tokens, cols] to [tokens, rank], in the type of `x`."""
+    """Down-project tokens [tokens, cols] to [tokens, `launch.padded_rank`], in the type of `x`."""
     partial, _ = launch.project(x, down, smooth)
     return partial.sum(dim=0).to(x.dtype)
 
 
 @project.register_fake
 def _(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], down.shape[0])
+    return x.new_empty(x.shape[0], launch.padded_rank(down))
 
 
 @torch.library.custom_op("harness::scaled_linear", mutates_args=())

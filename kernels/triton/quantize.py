@@ -45,7 +45,7 @@ def grouped_codes(
         k = tl.minimum(power_of_two_above(tl.maximum(tl.math.div_rn(absmax, whole), 0.001953125)), 1.0)
     step = tl.math.div_rn(1.0, tl.broadcast_to(scale[:, None], k.shape) * k)
     units = round_even(grouped * step[:, :, None]) * k[:, :, None]
-    if tl.int8 == KIND:
+    if KIND == tl.int8:
         # Adding 1.5 * 2^23 leaves an integer in the low bits of the float: cheaper than a conversion.
         code = (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
     else:
@@ -127,7 +127,7 @@ def quantize_kernel(
 @triton.jit
 def project_kernel(
     partial, peaks, x, smooth, down,
-    tokens, cols, x_stride, span,
+    tokens, cols, x_stride, span, rank,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
     TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -135,11 +135,12 @@ def project_kernel(
 
     Args:
         partial: float32 [parts, tokens, RANK], the second axis of the grid being the part: summed by whoever
-            reads it, in order, so that the result is the same every time.
+            reads it, in order, so that the result is the same every time. Zero from `rank` on: a tensor core
+            multiplies no fewer than 16, and blocks have powers of two.
         peaks: float32 [parts, tokens], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
-        down: float16 [RANK, cols].
+        down: float16 [rank, cols].
         span: channels per part, a multiple of COLS.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -153,9 +154,8 @@ def project_kernel(
     for offset in range(first, tl.minimum(first + span, cols), COLS):
         col = offset + tl.arange(0, COLS)
         values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
-        factor = tl.load(
-            down + direction[None, :] * cols + col[:, None], mask=(col < cols)[:, None], other=0.0
-        )
+        held = (direction < rank)[None, :] & (col < cols)[:, None]
+        factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=held, other=0.0)
         factor = factor.to(tl.float32)
         inverse = tl.full((COLS,), 1.0, tl.float32)
         if SMOOTH:
