@@ -27,7 +27,7 @@ _WIDTH_TOLERANCE = 1e-9
 _IDENTITY = (
     "from harness.check.checks import identity; import sys, json; print(identity(*json.load(sys.stdin)))"
 )
-_SECONDS = 60
+_SECONDS = 300
 
 
 def packed(evidence: Evidence) -> str:
