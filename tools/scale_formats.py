@@ -1,12 +1,15 @@
 """What group scales of two levels cost, layer by layer: the tables of docs/numerics.md.
 
     python tools/scale_formats.py
+    python tools/scale_formats.py --run RUN
 
 For every format of group scales and every layer of the models that a policy quantizes, signal to error,
 10 log10(|float|^2 / |difference|^2): of the weight alone in groups of 64; of the recorded inputs in groups of
 64 channels (linear layers); and of the output of the packed layer that `svdquant` makes. Inputs and outputs
 are those of prompts the calibration has not seen. Printed per model: the mean over the layers with `float`
-scales, and for the others what the mean layer and the worst one lose against it, in dB.
+scales, and for the others what the mean layer and the worst one lose against it, in dB. With `--run`, the
+PSNR of the images of a run of `svdquant:scales`, and what an image loses against that of the same prompt with
+`float` scales: means with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +38,9 @@ from harness.models import registry as models
 from harness.models.load import load_pipeline
 from harness.models.locate import locate
 from harness.models.roles import hidden_width, targets
+from harness.reports.record import read_records
+from harness.reports.statistics.comparisons import paired_t
+from harness.reports.statistics.intervals import Interval, t_interval
 
 PROMPTS, SEED, GROUP = 16, 0, 64
 
@@ -98,6 +105,30 @@ class Model:
         return decibels(layer(x) - silent, packed(x) - silent)
 
 
+def interval(found: Interval) -> str:
+    """Return a mean and its interval."""
+    if found.value is None or found.lo is None or found.hi is None:
+        raise SystemExit("too few images for an interval")
+    return f"{found.value:.2f} [{found.lo:.2f}, {found.hi:.2f}]"
+
+
+def images(run: Path) -> None:
+    """Print PSNR and paired losses of a run of `svdquant:scales`."""
+    cells: dict[tuple[str, int, int], dict[str, list[float | None]]] = {}
+    for record in read_records(run):
+        identity = record.identity
+        if identity.method == "svdquant" and "psnr" in record.result.per_prompt:
+            cell = cells.setdefault((identity.model, identity.wbits, identity.abits), {})
+            cell[identity.config["scales"]] = record.result.per_prompt["psnr"]
+    print("| | float | integer | e8m0 | integer loses | e8m0 loses |\n|---|---|---|---|---|---|")
+    for (model, wbits, abits), found in sorted(cells.items()):
+        if set(found) != set(SCALE_FORMATS):
+            continue
+        means = [interval(t_interval(found[scales])) for scales in SCALE_FORMATS]
+        losses = [interval(paired_t(found["float"], found[scales])) for scales in SCALE_FORMATS[1:]]
+        print(f"| {model} W{wbits}A{abits} | " + " | ".join([*means, *losses]) + " |")
+
+
 def line(what: str, measure: Losses) -> str:
     """Return one row of the table."""
     plain = measure("float")
@@ -117,7 +148,11 @@ def main() -> None:
     )
     parser.add_argument("--models", default="tiny-dit,tiny-unet")
     parser.add_argument("--bits", default="w4a4,w4a8,w3a8,w2a8", help="of the outputs")
+    parser.add_argument("--run", type=Path, help="print the image table of this run folder instead")
     options = parser.parse_args()
+    if options.run:
+        images(options.run)
+        return
     torch.set_num_threads(1)
     print("| | layers | float | integer loses (worst) | e8m0 loses (worst) |\n|---|---|---|---|---|")
     for name in options.models.split(","):
