@@ -72,12 +72,14 @@ def input_quantizer(numbers: NumberFormat, scales: ScaleFormat = "float") -> Act
 
 
 def road_of(layer: object, x: Tensor) -> str:
-    """Return the kernels that a packed layer runs on an input: `reference` where it has one way."""
-    road = getattr(layer, "road", None)
-    if callable(road):
-        return str(road(x))
-    taken = getattr(layer, "road_taken", None)
-    return taken if isinstance(taken, str) and taken else REFERENCE_ROAD
+    """Return the kernels that a packed layer ran last, or those it would run on an input if it has not run.
+
+    `reference` where it has one way.
+    """
+    taken, road = getattr(layer, "road_taken", None), getattr(layer, "road", None)
+    if isinstance(taken, str) and taken:
+        return taken
+    return str(road(x)) if callable(road) else REFERENCE_ROAD
 
 
 def _leading_branch(w: Tensor, rank: int) -> LowRankBranch:

@@ -103,6 +103,7 @@ _CONV_INPUTS: dict[str, Quantizer] = {
 }
 _SHAPES = ((1, 192, 96), (3, 200, 72), (17, 64, 33), (130, 320, 136), (16, 1032, 264))
 """Rows, inputs, outputs: one token, tails in each, more than a tile."""
+_FEW_ROWS = ((1, 1032, 265), (2, 328, 70), (4, 512, 128))
 _GEOMETRIES: tuple[tuple[tuple[int, ...], int, dict[str, object]], ...] = (
     ((2, 16, 9, 11), 24, {"kernel_size": 3, "padding": 1}),
     ((1, 32, 8, 8), 17, {"kernel_size": 1}),
@@ -191,6 +192,17 @@ def _linear_cases() -> list[Case]:
     return found
 
 
+def _few_row_cases() -> list[Case]:
+    """Weight-only layers at few rows, where backends decode in the multiplication."""
+    found = []
+    for i, (weight, pack) in enumerate(WEIGHTS.items()):
+        for j, (rows, k, n) in enumerate(_FEW_ROWS):
+            if i % 2 == 0 or j == 0:
+                full = (i + j) % 2 == 1
+                found.append(_linear_case(weight, "a16", pack, _LINEAR_INPUTS["a16"], (rows, k), n, full))
+    return found
+
+
 def _scale_cases() -> list[Case]:
     """Groups with scales in two levels."""
     found = []
@@ -240,4 +252,4 @@ def _conv_cases() -> list[Case]:
     return found
 
 
-CASES: tuple[Case, ...] = (*_linear_cases(), *_scale_cases(), *_conv_cases())
+CASES: tuple[Case, ...] = (*_linear_cases(), *_few_row_cases(), *_scale_cases(), *_conv_cases())
