@@ -163,7 +163,8 @@ def _memory(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
 
 def _images(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
     """Make one whole image with the quantized and the 16-bit model, resident and off-loaded."""
-    recipe, found = request.recipe, {}
+    recipe = request.recipe
+    found: dict[str, dict[str, Any]] = {}
     own = {request.name, REFERENCE}
     for name, _, build in _contestants(request):
         if name not in own or build is None:
