@@ -101,7 +101,7 @@ def _run(request: BenchRequest, json_file: Path | None) -> int:
         print(f"{key}: {value:.4g}")
     if json_file is not None:
         name = result["model"] if result["bits"] is None else f"{result['model']} {request.name}"
-        write_json(json_file, f"model {name}", result)
+        write_json(json_file, f"{'quantize' if request.quantize_only else 'model'} {name}", result)
     failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
     return 1 if failed else 0
 

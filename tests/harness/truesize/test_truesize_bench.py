@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_cards_are_tried_from_the_smallest_until_one_fits(monkeypatch: pytest.Mo
     ]
 
 
-def test_a_model_looked_at_in_its_own_process(tmp_path: Path) -> None:
+def test_a_model_looked_at_in_its_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = reduced_recipe("dit-xl-2")
     quantize_true_size(recipe, tmp_path, CPU, BF16)
     request = MemoryRequest(recipe, tmp_path, "cpu", "bfloat16", 1)
@@ -131,8 +132,9 @@ def test_a_model_looked_at_in_its_own_process(tmp_path: Path) -> None:
         load_true_size(recipe, tmp_path, CPU, BF16)
     )
     assert seen.activation_bytes > 0
-    (tmp_path / "transformer_blocks.0.safetensors").unlink()
-    with pytest.raises(RuntimeError, match="is no usable block"):
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nUserError: no usable block\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="measuring memory failed: UserError: no usable block"):
         memory.in_own_process(request)
 
 
