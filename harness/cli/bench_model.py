@@ -164,7 +164,9 @@ def _request(recipe: Recipe, quantized: bool, device: str, work: Path | None) ->
         raise unknown("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU that torch can use")
-    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    # With its number: some of torch's calls refuse a device without one.
+    where = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     dtype = torch.bfloat16
     digest = recipe.manifest(dtype)["digest"][:12]
     folder = work or Path("runs") / "true-size" / f"{recipe.card.name}-{recipe.method}-{digest}"
