@@ -138,8 +138,11 @@ def _power_iteration(matrix: Tensor, rank: int) -> Tensor:
 
     On a GPU by matrix products alone: its QR and SVD of narrow matrices take longer than all the rest.
     """
-    if matrix.is_cuda:
-        return _gram_iteration(matrix, rank)
+    found = _gram_iteration(matrix, rank) if matrix.is_cuda else None
+    return _qr_iteration(matrix, rank) if found is None else found
+
+
+def _qr_iteration(matrix: Tensor, rank: int) -> Tensor:
     basis: Tensor = torch.linalg.qr(matrix @ _start(matrix, rank))[0]
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(matrix @ (matrix.T @ basis))[0]
@@ -147,14 +150,17 @@ def _power_iteration(matrix: Tensor, rank: int) -> Tensor:
     return basis @ small[:, :rank]
 
 
-def _gram_iteration(matrix: Tensor, rank: int) -> Tensor:
-    """`_power_iteration` with Cholesky factors and eigenvectors of small Gram matrices."""
+def _gram_iteration(matrix: Tensor, rank: int) -> Tensor | None:
+    """`_qr_iteration` with Cholesky factors and eigenvectors of small Gram matrices; None where one fails."""
     basis = _orthonormal(matrix @ _start(matrix, rank))
     for _ in range(POWER_ITERATIONS):
         basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
     small = (basis.T @ matrix).double()
     # Of 40 x 40 numbers, the eigenvectors are found sooner by the CPU.
-    vectors: Tensor = torch.linalg.eigh((small @ small.T).cpu())[1].flip(1)[:, :rank]
+    gram = (small @ small.T).cpu()
+    if not bool(torch.isfinite(gram).all()):
+        return None
+    vectors: Tensor = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
     return basis @ vectors.to(basis)
 
 

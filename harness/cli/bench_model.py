@@ -101,7 +101,7 @@ def _run(request: BenchRequest, json_file: Path | None) -> int:
         print(f"{key}: {value:.4g}")
     if json_file is not None:
         name = result["model"] if result["bits"] is None else f"{result['model']} {request.name}"
-        write_json(json_file, f"model {name}", result)
+        write_json(json_file, f"{'quantize' if request.quantize_only else 'model'} {name}", result)
     failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
     return 1 if failed else 0
 
@@ -164,7 +164,9 @@ def _request(recipe: Recipe, quantized: bool, device: str, work: Path | None) ->
         raise unknown("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU that torch can use")
-    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    # With its number: some of torch's calls refuse a device without one.
+    where = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     dtype = torch.bfloat16
     digest = recipe.manifest(dtype)["digest"][:12]
     folder = work or Path("runs") / "true-size" / f"{recipe.card.name}-{recipe.method}-{digest}"

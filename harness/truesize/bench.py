@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -145,25 +146,32 @@ def _memory(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
     wanted = {request.name: replace(plain, folder=request.folder)} if request.quantized else {}
     if request.reference:
         wanted[REFERENCE] = plain
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, one in wanted.items():
-        seen = in_own_process(one)
-        say(f"memory of {name}: {_memory_line(seen)}")
-        tried = smallest_card(one, request.caps) if request.device.type == "cuda" else {}
-        fits = [size for size, card in tried.items() if card.fits]
-        for size, card in tried.items():
-            say(f"{name} in {size} GB: {'fits' if card.fits else f'out of memory ({card.stage})'}")
-        found[name] = {
-            "memory": asdict(seen),
-            "fits_in_gb": fits[0] if fits else None,
-            "caps_tried": {str(size): asdict(card) for size, card in tried.items()},
-        }
+        try:
+            found[name] = _looked_at(name, one, request, say)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:  # what else there is to measure goes on
+            say(str(error))
+            found[name] = {"memory_error": str(error)}
     return found
+
+
+def _looked_at(name: str, one: MemoryRequest, request: BenchRequest, say: Say) -> dict[str, Any]:
+    seen = in_own_process(one)
+    say(f"memory of {name}: {_memory_line(seen)}")
+    tried = smallest_card(one, request.caps) if request.device.type == "cuda" else {}
+    for size, card in tried.items():
+        say(f"{name} in {size} GB: {'fits' if card.fits else f'out of memory ({card.stage})'}")
+    return {
+        "memory": asdict(seen),
+        "fits_in_gb": next((size for size, card in tried.items() if card.fits), None),
+        "caps_tried": {str(size): asdict(card) for size, card in tried.items()},
+    }
 
 
 def _images(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
     """Make one whole image with the quantized and the 16-bit model, resident and off-loaded."""
-    recipe, found = request.recipe, {}
+    found: dict[str, dict[str, Any]] = {}
     own = {request.name, REFERENCE}
     for name, _, build in _contestants(request):
         if name not in own or build is None:
@@ -172,20 +180,35 @@ def _images(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
         for where in ("resident", "offload"):
             importlib.import_module("torch._dynamo").reset()  # or compiled code would keep former models
             _free()
-            seen = make_image(
-                build(),
-                COMPANIONS[recipe.card.name],
-                recipe.card,
-                request.device,
-                request.dtype,
-                offload=where == "offload",
-                side=recipe.side,
-                text_tokens=recipe.text_tokens,
-                steps=request.steps,
-            )
-            found[name][where] = {**asdict(seen), "host_peak_bytes": host_peak_bytes()}
-            say(f"image by {name}, {where}: {seen.ms:.0f} ms, peak {seen.peak_bytes / 2**30:.2f} GiB")
+            try:
+                found[name][where] = _image(request, build, where == "offload")
+            except Exception as error:  # a model whose image fails is a row, the others go on
+                traceback.print_exc()
+                found[name][where] = {"error": _one_line(error)}
+                continue
+            seen = found[name][where]
+            say(f"image by {name}, {where}: {seen['ms']:.0f} ms, peak {seen['peak_bytes'] / 2**30:.2f} GiB")
     return found
+
+
+def _image(request: BenchRequest, build: Callable[[], Any], offload: bool) -> dict[str, Any]:
+    recipe = request.recipe
+    seen = make_image(
+        build(),
+        COMPANIONS[recipe.card.name],
+        recipe.card,
+        request.device,
+        request.dtype,
+        offload=offload,
+        side=recipe.side,
+        text_tokens=recipe.text_tokens,
+        steps=request.steps,
+    )
+    return {**asdict(seen), "host_peak_bytes": host_peak_bytes()}
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
 
 
 def _memory_line(seen: MemorySeen) -> str:
@@ -216,7 +239,7 @@ def _time(request: BenchRequest, say: Say) -> list[dict[str, Any]]:
             models[name] = build()
         except Exception as error:  # a peer that fails is a row, the others go on
             traceback.print_exc()
-            row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
+            row["error"] = _one_line(error)
             continue
         _free()
         row["weights_bytes"] = held_bytes(request.device) - before
@@ -257,7 +280,7 @@ def _turns(
                 runs[name] = step
             except Exception as error:  # as above
                 traceback.print_exc()
-                by_name[name][f"{mode}_error"] = f"{type(error).__name__}: {str(error)[:300]}"
+                by_name[name][f"{mode}_error"] = _one_line(error)
         if not runs:
             return
         before = clocks()

@@ -251,7 +251,7 @@ class _Run:
         """Run the text encoders on random words; what fits goes to the denoiser."""
         inputs = self._inputs(2 if self._guided() else 1)
         found: list[Any] = []
-        states = inputs.get("encoder_hidden_states")
+        states: Any = inputs.get("encoder_hidden_states")
         words = torch.Generator(self.device).manual_seed(0)
         for encoder in self.encoders:
             config: Any = encoder.config
@@ -262,7 +262,8 @@ class _Run:
         return _texts(self.card.family, found, inputs)
 
     def _sample(self, texts: dict[str, Tensor], steps: int) -> Tensor:
-        return self._turn(self.denoiser, lambda: self._steps(texts, steps))
+        latents: Tensor = self._turn(self.denoiser, lambda: self._steps(texts, steps))
+        return latents
 
     def _steps(self, texts: dict[str, Tensor], steps: int) -> Tensor:
         inputs = {**self._inputs(2 if self._guided() else 1), **texts}

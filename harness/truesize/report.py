@@ -68,10 +68,13 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f" device peak {quantize['device_peak_bytes'] / _GIB:.1f} GiB."
         )
     for row in result["rows"]:
-        for key in ("error", "eager_error", "compiled_error"):
+        for key in ("error", "memory_error", "eager_error", "compiled_error"):
             if row.get(key):
                 found.append(f"{row['name']}: {key.replace('_', ' ')}: {row[key]}")
         for where, seen in (row.get("image") or {}).items():
+            if "error" in seen:
+                found.append(f"{row['name']}: image, {where}: {seen['error']}")
+                continue
             found.append(
                 f"{row['name']}: one image of {seen['steps']} steps, {where}: {seen['ms'] / 1e3:.2f} s,"
                 f" peak {seen['peak_bytes'] / _GIB:.2f} GiB."

@@ -16,7 +16,14 @@ from harness.measure.latency import median_ratio, time_ms
 from harness.truesize.walk import chain_blocks
 
 RECOMPILE_LIMIT = 256
-_CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
+_CLOCKS = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "temperature.gpu",
+    "power.draw",
+    "clocks_throttle_reasons.active",
+)
 
 
 @dataclass(frozen=True)

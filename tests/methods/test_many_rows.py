@@ -26,11 +26,17 @@ def matrix(kind: str) -> torch.Tensor:
 def test_products_alone_find_nearly_the_best_directions(kind: str) -> None:
     m = matrix(kind)
     left = lowrank._gram_iteration(m, 16)
+    assert left is not None
     rest = (m - left @ (left.T @ m)).double().norm()
     best = torch.linalg.svdvals(m.double())[16:].square().sum().sqrt()
     assert rest <= 1.02 * best + 1e-5 * m.norm()
     if kind in {"flat", "outliers", "steep"}:
         assert torch.allclose(left.T @ left, torch.eye(16), atol=1e-5)
+
+
+def test_a_failed_factor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowrank, "_orthonormal", lambda columns: columns * float("nan"))
+    assert lowrank._gram_iteration(matrix("flat"), 16) is None
 
 
 def test_many_rows_in_chunks_change_results_by_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
