@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Entry, Sheet, lay_out
+from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Document, Entry, Sheet, lay_out
 from harness.reports.record import Record
 from harness.reports.rows import REFERENCE
 
@@ -27,8 +28,13 @@ _PLAIN = str.maketrans({"↑": "", "↓": "", "×": "x", "–": "-", "†": "+",
 
 def render(records: Iterable[Record]) -> str:
     """Return the table as plain text, `WIDTH` characters wide at most."""
+    return render_document(lay_out(records))
+
+
+def render_document(document: Document) -> str:
+    """Return tables and footnotes as plain text, `WIDTH` characters wide at most."""
     out = io.StringIO()
-    render_terminal(records, Console(file=out, width=WIDTH, color_system=None, force_terminal=False))
+    print_document(document, Console(file=out, width=WIDTH, color_system=None, force_terminal=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -38,6 +44,13 @@ def render_terminal(records: Iterable[Record], console: Console) -> None:
     On a narrow console whole columns give way, least important first, and a footnote names them.
     """
     document = lay_out(records)
+    if document.sheets and console.color_system is not None:
+        document = replace(document, notes=(*document.notes, STRONG_NOTE))
+    print_document(document, console)
+
+
+def print_document(document: Document, console: Console) -> None:
+    """Print tables and footnotes as `render_terminal` does."""
     hidden: dict[str, None] = {}
     for sheet in document.sheets:
         keys = _fitting_columns(sheet, console)
@@ -46,8 +59,6 @@ def render_terminal(records: Iterable[Record], console: Console) -> None:
         console.print(_table(sheet, keys, console))
         console.print()
     notes = list(document.notes)
-    if document.sheets and console.color_system is not None:
-        notes.append(STRONG_NOTE)
     if hidden:
         notes.append(f"Left out at this width: {', '.join(hidden)}.")
     for note in notes:
