@@ -73,12 +73,14 @@ def _draw(axes: Axes, board: Board, series: dict[Series, list[Entry]], figure: s
         ]
         colour = colours.setdefault(_label(name), _COLOURS[len(colours) % len(_COLOURS)])
         for x, y, entry in points:
-            size = 15 if id(entry) in stepped else 10
-            look = {"markerfacecolor": "white", "markeredgewidth": 2.5} if size == 15 else {}
-            axes.plot(x, y, "o", color=colour, markersize=size, **look)
+            hollow = id(entry) in stepped
+            axes.plot(
+                x, y, "o", color=colour, markersize=15 if hollow else 10, markeredgewidth=2.5,
+                markerfacecolor="white" if hollow else colour,
+            )  # fmt: skip
             axes.annotate(
                 str(name.wbits), (x, y), ha="center", va="center_baseline", fontsize=6.5, fontweight="bold",
-                color=colour if look else "white",
+                color=colour if hollow else "white",
             )  # fmt: skip
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=colour, linewidth=1.4, zorder=1)
     handles = [Line2D([], [], color=colour, marker="o", label=label) for label, colour in colours.items()]
