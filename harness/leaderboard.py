@@ -207,7 +207,7 @@ class _Rows:
         self._now = leaderboard.utc(datetime.now(UTC))
         self._block = int(store.header()["protocol"]["block"])
         self._sources: dict[tuple[str, str], dict[str, str] | None] = {}
-        self.notes: list[str] = []
+        self._strange: dict[str, None] = {}
 
     def entry(self, record: Record) -> Entry:
         """Return the entry of a finished cell, not yet bound to a line before it.
@@ -239,16 +239,11 @@ class _Rows:
 
     def _commit_of(self, record: Record, fingerprint: dict[str, str]) -> Commit | None:
         """Return the commit checked out, if the cell was made by the very sources that are here."""
-        if self._commit is None:
-            self._note("the sources are in no git tree: no commit is noted")
-            return None
         identity = record.identity
-        if self._here(identity.device, identity.method) != fingerprint:
-            self._note(
-                f"{identity.method} was run with other sources or libraries than these: no commit is noted"
-            )
-            return None
-        return self._commit
+        if self._commit is None or self._here(identity.device, identity.method) == fingerprint:
+            return self._commit
+        self._strange[identity.method] = None
+        return None
 
     def _here(self, device: str, method: str) -> dict[str, str] | None:
         """Return the fingerprint that a cell of the method would get now, or None without such a method."""
@@ -260,9 +255,15 @@ class _Rows:
                 self._sources[device, method] = None
         return self._sources[device, method]
 
-    def _note(self, line: str) -> None:
-        if line not in self.notes:
-            self.notes.append(line)
+    @property
+    def notes(self) -> list[str]:
+        """What is not known of the rows, a line each."""
+        if self._commit is None:
+            return ["no commit is noted: the sources are in no git tree"]
+        if not self._strange:
+            return []
+        methods = ", ".join(self._strange)
+        return [f"no commit is noted of {methods}: made by other sources or libraries than these"]
 
 
 def first_images(files: CellStore, n: int) -> list[str]:

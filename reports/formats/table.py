@@ -69,33 +69,42 @@ def _fitting_columns(sheet: Sheet, console: Console) -> list[str]:
     """Return the keys of the columns that fit side by side."""
     keys = [column.key for column in sheet.columns]
     unlimited = console.options.update(max_width=10_000)
+    widest = _widest(sheet, console)
     for victim in _GIVEN_UP_FIRST:
-        if Measurement.get(console, unlimited, _table(sheet, keys, console)).maximum <= console.width:
+        if Measurement.get(console, unlimited, _table(widest, keys, console)).maximum <= console.width:
             break
         keys = [key for key in keys if key != victim]
     return keys
+
+
+def _widest(sheet: Sheet, console: Console) -> Sheet:
+    """Return the sheet with one row, of each column's widest entry: as wide, and measured in no time."""
+    columns = zip(*sheet.entries, strict=True)
+    widest = tuple(max(entries, key=lambda entry: _entry(entry, console).cell_len) for entries in columns)
+    return replace(sheet, entries=(widest,) if widest else ())
 
 
 def _table(sheet: Sheet, keys: Sequence[str], console: Console) -> Table:
     """Build the table of the columns `keys`."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     shown = [index for index, column in enumerate(sheet.columns) if column.key in keys]
-    for index in shown:
-        column = sheet.columns[index]
+    rows = [[_entry(entries[index], console) for index in shown] for entries in sheet.entries]
+    for place, column in enumerate(sheet.columns[index] for index in shown):
+        heading = _text("\n".join(column.stacked).strip("\n"), console)
+        flexible = column.key == "method"
+        widths = (text.cell_len for text in (*heading.split(), *(row[place] for row in rows)))
         table.add_column(
-            _text("\n".join(column.stacked).strip("\n"), console),
+            heading,
             justify="left" if column.key in LEFT_ALIGNED else "right",
             vertical="bottom",
             overflow="fold",
-            no_wrap=column.key != "method",
-            max_width=_LONGEST_METHOD if column.key == "method" else None,
+            no_wrap=not flexible,
+            max_width=_LONGEST_METHOD if flexible else None,
+            width=None if flexible else max(widths),  # told, or every entry would be rendered to measure it
         )
-    for entries in sheet.entries:
+    for entries, row in zip(sheet.entries, rows, strict=True):
         reference = entries[0].value == REFERENCE
-        style = "italic" if reference else None
-        table.add_row(
-            *(_entry(entries[index], console) for index in shown), style=style, end_section=reference
-        )
+        table.add_row(*row, style="italic" if reference else None, end_section=reference)
     return table
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
+from harness.reports.record import SCHEMA_VERSION as RECORD_SCHEMA
 from harness.reports.record import Record
 from harness.reports.validation import build, finite
 
@@ -131,7 +132,6 @@ def parse_line(line: str) -> Entry:
     if schema != SCHEMA_VERSION:
         raise ValueError(f"schema version {schema!r:.40} is not {SCHEMA_VERSION}, the one read here")
     entry = build(Entry, data, "entry")
-    Record.from_json(data["record"])
     _check_provenance(entry)
     _check_images(entry)
     _check_record(entry.record)
@@ -190,6 +190,8 @@ def _check_images(entry: Entry) -> None:
 def _check_record(record: Record) -> None:
     """Check what the leaderboard asks of a record beyond its schema."""
     identity, result = record.identity, record.result
+    _demand(record.schema == RECORD_SCHEMA, f"record has schema version {record.schema}, not {RECORD_SCHEMA}")
+    record.check_sizes()
     _demand(_CELL.fullmatch(identity.cell) is not None, f"record has no cell's key: {identity.cell!r:.40}")
     for name in ("protocol", "protocol_hash"):
         held = getattr(identity, name)

@@ -94,13 +94,14 @@ def _cell(entry: Entry, flat: Mapping[str, Any], columns: Sequence[PageColumn]) 
 def _made(entry: Entry) -> dict[str, str]:
     """Return what a row was made with, by what it is called."""
     record = entry.record
+    environment = sorted(record.measured.environment.items())
     facts = {
         "cell": record.identity.cell,
         "added": entry.date,
         "commit": entry.commit or "not known",
         "weights": entry.weights,
-        **{f"fingerprint · {key}": text for key, text in entry.fingerprint.items() if text},
-        **{f"environment · {key}": str(text) for key, text in record.measured.environment.items()},
+        **{f"fingerprint · {key}": text for key, text in sorted(entry.fingerprint.items()) if text},
+        **{f"environment · {key}": str(text) for key, text in environment},
         "first images": " ".join(digest[:12] for digest in entry.images),
     }
     return {clean(key): clean(text) for key, text in facts.items()}

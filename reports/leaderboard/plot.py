@@ -20,6 +20,7 @@ from harness.reports.leaderboard.tables import commit
 ENDINGS = (".png", ".svg", ".pdf")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SOFT, _GRID = "#5b6470", "#e6e8ec"
+_LONGEST_LABEL = 32
 _MOST_NAMED, _MOST_TICKS = 24, 8
 """Methods a legend and days an axis name; the others are drawn, but not named."""
 
@@ -105,5 +106,6 @@ def _style(axes: Axes, moments: Sequence[str], board: Board) -> None:
 def _label(name: Series) -> str:
     """Return what the lines of a method are called."""
     label = method_label({"method": name.method, "variant": name.variant})
-    text = literal(f"{label}, A{name.abits}")
+    short = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+    text = literal(f"{short}, A{name.abits}")
     return f" {text}" if text.startswith("_") else text  # matplotlib hides names that begin with `_`

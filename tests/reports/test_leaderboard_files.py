@@ -238,7 +238,7 @@ WRONG = {
     "values": ({"record__result__per_prompt": {"psnr": [1.0]}}, "belongs into first"),
     "log": ({"record__measured__log_tail": "x"}, "log_tail has no place"),
     "nothing": ({"record__result__metrics__psnr__value": None}, "metric without a value"),
-    "record schema": ({"record__schema": 7}, "schema version 7"),
+    "record schema": ({"record__schema": 7}, "record has schema version 7, not 1"),
 }  # fmt: skip
 
 

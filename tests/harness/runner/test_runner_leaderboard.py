@@ -126,7 +126,7 @@ def test_other_sources_get_no_commit(run, board, monkeypatch, capsys):
     monkeypatch.setattr(ToyWorld, "fingerprint", lambda self, device: {"generating": "changed since"})
     assert add(run, board) == 0
     assert {entry.commit for entry in entries(board)} == {None}
-    assert "fine was run with other sources or libraries: no commit is noted" in capsys.readouterr().out
+    assert "no commit is noted of reference, fine, weighty: made by other sources" in capsys.readouterr().out
 
 
 DAMAGE = {
