@@ -22,6 +22,7 @@ leaderboard_app = typer.Typer(
 )
 FORMATS = ("table", "markdown", "json", "html")
 _MOST_COMMITS = 5
+_MOST_COMMITS = 5
 BoardOption = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The leaderboard's folder.  [default: reports/leaderboard]"),
@@ -66,6 +67,8 @@ def show_rows(
         from harness.reports.leaderboard.tables import render
 
         text = render(boards, fmt)
+        if fmt == "table":
+            text += _commits(boards)
     return deliver(text, "leaderboard", output, None)
 
 
@@ -143,6 +146,23 @@ def _read(folder: Path | None) -> list[Board]:
     from harness.leaderboard import own_folder, read
 
     return read(folder or own_folder())
+
+
+def _commits(boards: Sequence[Board]) -> str:
+    """Return the commits that steps lie between, newest first, as far as git knows them here."""
+    from harness.git import subjects
+    from harness.leaderboard import own_folder
+    from harness.reports.formats.layout import clean
+    from harness.reports.leaderboard import commit_range, steps
+
+    ranges = dict.fromkeys(commit_range(step) for board in boards for step in steps(board))
+    text = ""
+    for name in filter(None, ranges):
+        lines = [f"  {clean(line)}\n" for line in subjects(own_folder(), name, _MOST_COMMITS)]
+        if lines:
+            first, last = name.split("..")
+            text += f"\nCommits {first[:12]}..{last[:12]}, the newest first:\n{''.join(lines)}"
+    return text
 
 
 def _reproduce(entries: Sequence[Entry], out: Path | None, options: Request) -> int:
