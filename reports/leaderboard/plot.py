@@ -72,6 +72,8 @@ def _draw(axes: Axes, board: Board, series: dict[Series, list[Entry]], figure: s
         points = [
             (moments.index(e.date), level, e) for e in entries if (level := value(e, figure)) is not None
         ]
+        if not points:
+            continue
         colour = colours.setdefault(_label(name), _COLOURS[len(colours) % len(_COLOURS)])
         for x, y, entry in points:
             hollow = id(entry) in stepped

@@ -94,7 +94,7 @@ document.getElementById("controls").append(el("div", { class: "controls" }, fiel
 document.getElementById("boards").append(...BOARDS.map((board, index) => el("section", {},
   el("h2", {}, board.name),
   board.steps.length ? el("details", { class: "steps", open: board.steps.length < 20 },
-    el("summary", {}, `${board.steps.length} steps in its history`),
+    el("summary", {}, `${board.steps.length} ${board.steps.length === 1 ? "step" : "steps"} in its history`),
     el("ul", {}, ...board.steps.map((step) => el("li", {}, step)))) : null,
   tables[index].node)));
 document.getElementById("notes").append(...DATA.notes.map((note) => el("li", {}, note)));

@@ -212,3 +212,12 @@ def test_boards_on_disk_make_the_same_page(boards, tmp_path):
     for held in boards:
         board_rows.write(tmp_path, held)
     assert render_page(read_boards(tmp_path)) == render_page([replace(held) for held in boards])
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_window(page, driver, width):
+    device = {"width": width, "height": 780, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    driver.refresh()
+    assert page("return document.documentElement.scrollWidth") <= width
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
