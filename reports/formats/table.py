@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -16,6 +17,7 @@ from harness.reports.formats.layout import LEFT_ALIGNED, STRONG_NOTE, Document, 
 from harness.reports.record import Record
 from harness.reports.rows import REFERENCE
 
+Drawing = Callable[[Sheet, Sequence[str], Console], Text | Table]
 WIDTH = 160
 """Columns of characters assumed when the table does not go to a terminal."""
 
@@ -23,6 +25,7 @@ _GIVEN_UP_FIRST = (
     "kid", "quantize_s", "fid", "lpips", "lpips_scene", "ssim", "peak_bytes", "weight_bytes", "step_ms",
 )  # fmt: skip
 _LONGEST_METHOD = 32
+_GAP = "  "
 _PLAIN = str.maketrans({"↑": "", "↓": "", "×": "x", "–": "-", "†": "+", "‡": "#", "…": "...", "·": "-"})
 
 
@@ -34,7 +37,7 @@ def render(records: Iterable[Record]) -> str:
 def render_document(document: Document) -> str:
     """Return tables and footnotes as plain text, `WIDTH` characters wide at most."""
     out = io.StringIO()
-    print_document(document, Console(file=out, width=WIDTH, color_system=None, force_terminal=False))
+    print_document(document, Console(file=out, width=WIDTH, color_system=None, force_terminal=False), _plain)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -49,14 +52,15 @@ def render_terminal(records: Iterable[Record], console: Console) -> None:
     print_document(document, console)
 
 
-def print_document(document: Document, console: Console) -> None:
-    """Print tables and footnotes as `render_terminal` does."""
+def print_document(document: Document, console: Console, table: Drawing | None = None) -> None:
+    """Print tables and footnotes as `render_terminal` does, tables by `table` if it is given."""
+    draw = table or _table
     hidden: dict[str, None] = {}
     for sheet in document.sheets:
         keys = _fitting_columns(sheet, console)
         hidden |= dict.fromkeys(column.heading for column in sheet.columns if column.key not in keys)
         console.print(_text(sheet.title, console, "bold"))
-        console.print(_table(sheet, keys, console))
+        console.print(draw(sheet, keys, console))
         console.print()
     notes = list(document.notes)
     if hidden:
@@ -106,6 +110,36 @@ def _table(sheet: Sheet, keys: Sequence[str], console: Console) -> Table:
         reference = entries[0].value == REFERENCE
         table.add_row(*row, style="italic" if reference else None, end_section=reference)
     return table
+
+
+def _plain(sheet: Sheet, keys: Sequence[str], console: Console) -> Text | Table:
+    """Return what `_table` looks like without styles; thousands of rows take a tenth of the time.
+
+    A table with something to wrap is left to `_table`.
+    """
+    places = [index for index, column in enumerate(sheet.columns) if column.key in keys]
+    columns = [sheet.columns[index] for index in places]
+    heads = [[_text(line, console).plain for line in column.stacked] for column in columns]
+    rows = [[_text(entries[index].text, console).plain for index in places] for entries in sheet.entries]
+    lines = [list(line) for line in zip(*heads, strict=True)]
+    lines = [line for line in lines if any(line)] + rows
+    widths = [max(map(cell_len, texts)) for texts in zip(*lines, strict=True)]
+    total = sum(widths) + len(_GAP) * (len(widths) - 1)
+    method = [width for column, width in zip(columns, widths, strict=True) if column.key == "method"]
+    if total > console.width or any(width > _LONGEST_METHOD for width in method):
+        return _table(sheet, keys, console)
+    left = [column.key in LEFT_ALIGNED for column in columns]
+    drawn = [_GAP.join(map(_padded, line, widths, left)) for line in lines]
+    start = len(drawn) - len(rows)
+    out = [*drawn[:start], "─" * total]
+    for line, entries in zip(drawn[start:], sheet.entries, strict=True):
+        out += [line, ""] if entries[0].value == REFERENCE and len(rows) > 1 else [line]
+    return Text("\n".join(out), no_wrap=True, overflow="ignore")
+
+
+def _padded(text: str, width: int, left: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if left else space + text
 
 
 def _entry(entry: Entry, console: Console) -> Text:
