@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import board_rows
@@ -106,6 +108,18 @@ def test_footnotes_name_no_test_that_was_not_made(boards):
     notes = document(boards[0]).notes
     assert not any(note.startswith("≈") for note in notes)
     assert any("no difference is tested here" in note for note in notes)
+
+
+def test_reading_never_imports_torch(boards, tmp_path):
+    board_rows.write(tmp_path, boards[0])
+    code = (
+        "import sys; from harness.cli import call;"
+        "codes = [call(['leaderboard', *x, '--board', sys.argv[1]]) for x in"
+        " (['show'], ['show', '--format', 'html'], ['verify', '--no-generate'])];"
+        "sys.exit(repr(codes) if any(codes) or {'torch', 'diffusers', 'pandas'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- in a browser
