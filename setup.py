@@ -28,5 +28,6 @@ setup(
         "harness.models": ["embedded/**/*"],
         "harness.datasets": ["scenes/assets/*"],
         "harness.reports": ["templates/*"],
+        "harness.reports.leaderboard": ["*.jsonl", "*.seal.json"],
     },
 )

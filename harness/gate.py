@@ -10,18 +10,16 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import run as runner
-from harness.canonical import canonical_json
 from harness.errors import UserError, unknown
-from harness.execute import resolve
 from harness.metrics import METRICS
 from harness.plan import Cell
+from harness.remake import fixes_seed, settings_of
 from harness.reports.gate import verdict as verdicts
 from harness.reports.gate.sides import Name, by_name, read_side
 from harness.reports.gate.verdict import CellVerdict, Terms
 from harness.reports.record import Record
 from harness.request import REFERENCE, Request
 from harness.store import RunStore
-from harness.world import World
 
 
 @dataclass(frozen=True)
@@ -140,8 +138,8 @@ def generate(
     Cells of different settings of one method cannot share a request; the others do.
     """
     keys: set[str] = set()
-    for settings in dict.fromkeys(_settings(base[name]) for name in base if name in short):
-        group = {name for name in short if _settings(base[name]) == settings}
+    for settings in dict.fromkeys(settings_of(base[name].identity) for name in base if name in short):
+        group = {name for name in short if settings_of(base[name].identity) == settings}
         asked = _request(request, [base[name] for name in base if name in group], settings, look)
         _check_protocol(asked, base)
 
@@ -150,18 +148,6 @@ def generate(
 
         keys |= {record.identity.cell for record in runner.extend(asked, console, wanted)}
     return keys
-
-
-def _settings(record: Record) -> tuple[str, ...]:
-    """Return the `--set` options that make a cell's variant."""
-    identity = record.identity
-    if identity.variant == "default":
-        return ()
-    world: World = resolve(runner.DEFAULT_WORLD)
-    defaults = world.method(identity.method, {}).config
-    changed = {key: value for key, value in identity.config.items() if value != defaults.get(key)}
-    shown = {k: v if isinstance(v, str) else canonical_json(v) for k, v in changed.items()}
-    return tuple(f"{identity.method}.{key}={shown[key]}" for key in sorted(shown))
 
 
 def _request(
@@ -178,18 +164,12 @@ def _request(
         bits=",".join(bits) or "w4a8",
         datasets=tuple(dict.fromkeys(one.dataset for one in identities)),
         protocol=first.protocol,
-        seed=None if _fixes_seed(first.protocol) else first.seed,
+        seed=None if fixes_seed(first.protocol) else first.seed,
         block=_block(request),
         prompts=max(look, _most_prompts(request.run, identities[0].model)),
         settings=settings,
         out=request.run,
     )
-
-
-def _fixes_seed(protocol: str) -> bool:
-    from harness.protocols import settle
-
-    return settle(protocol, None).base.seed is not None
 
 
 def _block(request: GateRequest) -> int | None:

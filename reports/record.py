@@ -116,11 +116,15 @@ class Record:
         if schema != SCHEMA_VERSION:
             raise ValueError(f"schema version {schema!r:.40} is not {SCHEMA_VERSION}, the one read here")
         record = build(cls, data, "record")
-        result = record.result
-        for size in (result.n, result.weight_bytes, result.checkpoint_bytes, record.measured.peak_bytes):
+        record.check_sizes()
+        return record
+
+    def check_sizes(self) -> None:
+        """Raise ValueError when a count or size is negative."""
+        result = self.result
+        for size in (result.n, result.weight_bytes, result.checkpoint_bytes, self.measured.peak_bytes):
             if size is not None and size < 0:
                 raise ValueError(f"record holds a negative size: {size}")
-        return record
 
 
 def read_records(run_folder: Path) -> list[Record]:

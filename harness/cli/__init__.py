@@ -17,6 +17,7 @@ from harness.cli.converting import convert_command
 from harness.cli.doctor import doctor_command
 from harness.cli.fetch import fetch_command
 from harness.cli.gating import gate_command
+from harness.cli.leaderboard import leaderboard_app
 from harness.cli.listing import list_command
 from harness.cli.paper import paper_command
 from harness.cli.planning import plan_command
@@ -45,6 +46,7 @@ app.command("paper", help="Print a paper's table, filled from records.")(paper_c
 app.add_typer(bench_app, name="bench")
 app.command("show", help="Print everything known of one cell.")(show_command)
 app.add_typer(protocol_app, name="protocol")
+app.add_typer(leaderboard_app, name="leaderboard")
 app.command("prompts", help="Print what a prompt file holds and what a protocol takes of it.")(
     prompts_command
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -13,7 +14,19 @@ from markupsafe import Markup
 from harness.reports.page.data import Source, build, script_json
 from harness.reports.record import Record
 
-SCRIPTS = ("core", "table", "state", "grid", "pareto", "prompts", "compare", "layers", "about", "start")
+SCRIPTS = (
+    "core",
+    "table",
+    "state",
+    "grid",
+    "pareto",
+    "prompts",
+    "compare",
+    "layers",
+    "about",
+    "theme",
+    "start",
+)
 """The parts of the script, `templates/page-NAME.js`, in the order they are joined in."""
 
 
@@ -31,7 +44,18 @@ def render(records: Iterable[Record], source: Source | None = None) -> str:
         ValueError: an image or a ledger cannot be read; the line names its file.
     """
     content = build(records, source or Source())
-    style, script = _part("page.css"), _script()
+    return assemble(
+        "page.html.jinja",
+        SCRIPTS,
+        title=_title(content.head["groups"]),
+        head=Markup(script_json(content.head)),
+        details=[Markup(script_json(detail)) for detail in content.details],
+    )
+
+
+def assemble(template: str, scripts: Sequence[str], **content: Any) -> str:
+    """Fill a template with the style, parts of the script and content; what is no markup is escaped."""
+    style, script = _part("page.css"), _script(scripts)
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -39,13 +63,8 @@ def render(records: Iterable[Record], source: Source | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.from_string(_part("page.html.jinja")).render(
-        title=_title(content.head["groups"]),
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        head=Markup(script_json(content.head)),
-        details=[Markup(script_json(detail)) for detail in content.details],
+    return environment.from_string(_part(template)).render(
+        policy=_policy(style, script), style=Markup(style), script=Markup(script), **content
     )
 
 
@@ -56,9 +75,9 @@ def _title(groups: list[dict[str, object]]) -> str:
     return f"Low-bit quantization: {named}" if named else "Low-bit quantization of diffusion models"
 
 
-def _script() -> str:
+def _script(names: Sequence[str]) -> str:
     """Return the whole script: its parts share one scope of their own."""
-    parts = "\n".join(_part(f"page-{name}.js") for name in SCRIPTS)
+    parts = "\n".join(_part(f"page-{name}.js") for name in names)
     return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 

@@ -1,5 +1,6 @@
-"""Intervals and paired comparisons. Pure functions of NumPy and SciPy."""
+"""Intervals, paired comparisons and steps in a series. Pure functions of NumPy and SciPy."""
 
+from harness.reports.statistics.changes import Change, change_point, change_points
 from harness.reports.statistics.comparisons import (
     ALPHA,
     holm,
@@ -21,8 +22,11 @@ from harness.reports.statistics.intervals import (
 __all__ = [
     "ALPHA",
     "CONFIDENCE",
+    "Change",
     "Interval",
     "bca_interval",
+    "change_point",
+    "change_points",
     "holm",
     "mcnemar_p",
     "minimum_detectable_effect",

@@ -1,4 +1,4 @@
-// Tabs, colours, footnotes; then the view that the address names.
+// Tabs, footnotes; then the view that the address names.
 const tabs = document.getElementById("tabs"), views = document.getElementById("views");
 for (const [key, view] of Object.entries(VIEWS)) {
   view.tab = button(view.title, () => go({ view: key }), { role: "tab", id: `tab-${key}`, "aria-controls": key });
@@ -15,15 +15,6 @@ tabs.addEventListener("keydown", (event) => {
   event.preventDefault();
   go({ view: keys[(to + keys.length) % keys.length] });
   VIEWS[state.view].tab.focus();
-});
-
-const THEMES = { system: "light", light: "dark", dark: "system" };
-const theme = document.getElementById("theme");
-theme.addEventListener("click", () => {
-  const next = THEMES[document.documentElement.dataset.theme || "system"];
-  if (next === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = next;
-  theme.textContent = `Colours: ${next}`;
 });
 
 const failed = CELLS.filter((cell) => value(cell, "state") !== "ok").length;
