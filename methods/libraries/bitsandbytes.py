@@ -105,7 +105,8 @@ class FourBitWeight(LibraryWeight):
     @classmethod
     def encode(cls, matrix: Tensor, form: str, block: int, nested: bool) -> Self:
         """Quantize a matrix [rows, cols] by the library, on its device."""
-        weight = cls(*matrix.shape, form, block, nested).to(matrix.device)
+        rows, cols = matrix.shape
+        weight = cls(rows, cols, form, block, nested).to(matrix.device)
         functional = _library().functional
         codes, state = functional.quantize_4bit(
             matrix, blocksize=block, compress_statistics=nested, quant_type=form
@@ -202,7 +203,8 @@ class Int8Weight(LibraryWeight):
     @classmethod
     def encode(cls, matrix: Tensor, threshold: float | None) -> Self:
         """Quantize a matrix [rows, cols] by the library, from float16 as `Linear8bitLt` does."""
-        weight = cls(*matrix.shape, threshold)
+        rows, cols = matrix.shape
+        weight = cls(rows, cols, threshold)
         codes, absmax, _ = _library().functional.int8_vectorwise_quant(matrix.to(torch.float16))
         weight.codes, weight.absmax = codes, absmax.float().reshape(-1)
         return weight

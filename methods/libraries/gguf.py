@@ -57,7 +57,8 @@ class GgufWeight(LibraryWeight):
     @classmethod
     def encode(cls, matrix: Tensor, form: str) -> Self:
         """Quantize a matrix [rows, cols] by the library, on the CPU."""
-        weight = cls(*matrix.shape, form)
+        rows, cols = matrix.shape
+        weight = cls(rows, cols, form)
         gguf = load_library(LIBRARY, "gguf")
         padded = F.pad(matrix.float().cpu(), (0, weight.blocks * BLOCK - weight.cols))
         packed = gguf.quants.quantize(padded.numpy(), gguf.GGMLQuantizationType[form])

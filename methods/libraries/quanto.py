@@ -37,7 +37,7 @@ class QuantoWeight(LibraryWeight):
     """What quanto stores of a weight: `data` (int8, or uint8 for packed and float8 codes), `scale`, `shift`.
 
     Attributes:
-        type: key of `TYPES`.
+        form: key of `TYPES`.
         group: weights per scale, 0 for one per output.
         dtype: of the weight that was quantized, which scales follow.
     """
@@ -45,26 +45,27 @@ class QuantoWeight(LibraryWeight):
     kind = "quanto"
     library = LIBRARY
 
-    def __init__(self, rows: int, cols: int, type_: str, dtype: str) -> None:
+    def __init__(self, rows: int, cols: int, form: str, dtype: str) -> None:
         """Quantize ones, for the types and shapes of the parts; raises CellError (`unsupported`)."""
         super().__init__(rows, cols)
-        self.type, self.dtype = type_, dtype
+        self.form, self.dtype = form, dtype
         self._take(torch.ones(rows, cols, dtype=DTYPES[dtype]))
 
     @classmethod
-    def encode(cls, matrix: Tensor, type_: str) -> Self:
+    def encode(cls, matrix: Tensor, form: str) -> Self:
         """Quantize a matrix [rows, cols] by the library, on its device.
 
         Raises:
             CellError: `unsupported`, when the library's extension cannot be built.
         """
-        weight = cls(*matrix.shape, type_, str(matrix.dtype).removeprefix("torch."))
+        rows, cols = matrix.shape
+        weight = cls(rows, cols, form, str(matrix.dtype).removeprefix("torch."))
         weight._take(matrix)
         try:
             weight.dequantize()
         except (RuntimeError, OSError, ImportError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CellError("unsupported", f"{label(LIBRARY)} cannot decode {type_} here: {first}") from error
+            raise CellError("unsupported", f"{label(LIBRARY)} cannot decode {form} here: {first}") from error
         return weight
 
     def _take(self, matrix: Tensor) -> None:
@@ -72,7 +73,7 @@ class QuantoWeight(LibraryWeight):
         linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(matrix, requires_grad=False)
         with torch.no_grad():
-            layer = quanto.QLinear.from_module(linear, weights=getattr(quanto, self.type))
+            layer = quanto.QLinear.from_module(linear, weights=getattr(quanto, self.form))
             layer.weight = linear.weight
             layer.freeze()
             state: dict[str, Tensor] = {}
@@ -93,9 +94,9 @@ class QuantoWeight(LibraryWeight):
         """Return quanto's tensor [rows, cols] in the layout of its device."""
         quanto = load_library(LIBRARY, "optimum.quanto")
         state = {key: self.get_buffer(name).view(self._stored[name]) for name, key in self._names.items()}
-        about = {"qtype": getattr(quanto, self.type), "axis": 0, "missing_keys": []}
+        about = {"qtype": getattr(quanto, self.form), "axis": 0, "missing_keys": []}
         about |= {"size": torch.Size((self.rows, self.cols)), "stride": (self.cols, 1)}
-        if TYPES[self.type] == 8:
+        if TYPES[self.form] == 8:
             tensor = quanto.WeightQBytesTensor.load_from_state_dict(state, "", activation_qtype=None, **about)
         else:
             tensor = quanto.WeightQBitsTensor.load_from_state_dict(
@@ -123,19 +124,19 @@ class QuantoWeight(LibraryWeight):
     @property
     def mean_bits(self) -> float:
         """Width of a code."""
-        return float(TYPES[self.type])
+        return float(TYPES[self.form])
 
     def spec(self) -> Spec:
-        """Return kind, sizes, type and dtype; the group follows from the sizes."""
+        """Return kind, sizes, form and dtype; the group follows from the sizes."""
         shape = {"kind": self.kind, "rows": self.rows, "cols": self.cols}
-        return {**shape, "type": self.type, "dtype": self.dtype}
+        return {**shape, "form": self.form, "dtype": self.dtype}
 
     @classmethod
     def from_spec(cls, spec: Spec) -> Self:
         """Build an empty weight; raises ValueError on a wrong spec, CellError without the library."""
         rows, cols = spec_int(spec, "rows", 1, LARGEST_SIDE), spec_int(spec, "cols", 1, LARGEST_SIDE)
         return cls(
-            rows, cols, spec_choice(spec, "type", tuple(TYPES)), spec_choice(spec, "dtype", tuple(DTYPES))
+            rows, cols, spec_choice(spec, "form", tuple(TYPES)), spec_choice(spec, "dtype", tuple(DTYPES))
         )
 
 

@@ -129,7 +129,8 @@ class TorchaoWeight(LibraryWeight):
         if form == "int4":  # its kernel knows no other type
             matrix = matrix.to(torch.bfloat16)
         name = str(matrix.dtype).removeprefix("torch.")
-        weight = cls(*matrix.shape, form, bits, group, name)
+        rows, cols = matrix.shape
+        weight = cls(rows, cols, form, bits, group, name)
         weight._take(_quantized(matrix, form, bits, group))
         return weight
 

@@ -286,7 +286,7 @@ def test_weights_refuse_specs_that_are_wrong() -> None:
         ],
         "bitsandbytes.int8": [{**good, "threshold": "6"}, {**good, "threshold": -1.0}],
         "torchao": [{**good, "form": "int9", "bits": 8, "group": 0, "dtype": "float32"}],
-        "quanto": [{**good, "type": "qint3", "dtype": "float32"}, {**good, "type": "qint4", "dtype": "int8"}],
+        "quanto": [{**good, "form": "qint3", "dtype": "float32"}, {**good, "form": "qint4", "dtype": "int8"}],
         "gguf": [{**good, "form": "Q4_K"}, {"rows": 4, "form": "Q4_0"}],
     }
     for kind, specs in wrong.items():
