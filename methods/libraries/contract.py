@@ -56,8 +56,8 @@ def library_method(
     """
 
     def decorate(function: Callable[[QuantizeJob, ConfigT], None]) -> Callable[[QuantizeJob, ConfigT], None]:
-        fixed = {"name": name, "config": config, "quantize": function, "version": version}
-        register(LibrarySpec(**fixed, libraries=libraries, in_all=False, **traits))
+        spec = LibrarySpec(name, config, function, version, libraries=libraries, in_all=False, **traits)
+        register(spec)
         return function
 
     return decorate
