@@ -340,7 +340,7 @@ class Project:
     def method(self, name: str, overrides: Mapping[str, str]) -> MethodFacts:
         """Return the facts of a method with its settings."""
         from harness.methods import registry
-        from harness.methods.libraries.contract import LibrarySpec
+        from harness.methods.libraries.contract import LibrarySpec  # the package registers its methods
 
         spec = registry.get(name)
         config = asdict(registry.configure(name, overrides))
