@@ -23,6 +23,11 @@ class CellError(Exception):
         self.state = state
 
 
+def not_installed(distribution: str) -> str:
+    """Return what to say of a distribution that a cell needs and that is not installed."""
+    return f"{distribution} is not installed (pip install {distribution})"
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Build the error for a name that is not registered, naming the nearest valid ones.
 

@@ -11,6 +11,7 @@ from harness.bits import Bits, parse_bits
 from harness.canonical import digest_file, digest_json
 from harness.datasets.contract import Prompt
 from harness.datasets.leaks import Overlap, overlap
+from harness.errors import not_installed
 from harness.prompting import calibration_prompts, calibration_sets, evaluation_prompts, file_digest
 from harness.protocols import EffectiveProtocol, for_model, settle
 from harness.reports.record import Identity
@@ -216,6 +217,8 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         hashed["calibration_data"] = grid.calibration_data[setting.dataset]
     if setting.model.card:
         hashed["card"] = setting.model.card
+    if method is not None and method.libraries:
+        hashed["libraries"] = method.libraries
     key = digest_json(hashed)[:KEY_DIGITS]
     identity = Identity(
         cell=key,
@@ -233,6 +236,7 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         wbits=bits.weight,
         abits=bits.act,
         reconstruction=method is not None and method.reconstruction,
+        library="" if method is None else method.library,
     )
     needs = method is not None and method.needs_calibration
     return Cell(
@@ -242,7 +246,8 @@ def _cell(grid: _Grid, setting: Setting, method: MethodFacts | None, bits: Bits,
         method=method,
         reference=reference or key,
         calibration=_calibration_key(grid, setting) if needs else None,
-        unsupported=_unfit(grid, setting) or (None if method is None else _unsupported(method, bits)),
+        unsupported=_unfit(grid, setting)
+        or (None if method is None else _unsupported(method, bits, setting.device)),
     )
 
 
@@ -270,14 +275,18 @@ def _unfit(grid: _Grid, setting: Setting) -> str | None:
     return None
 
 
-def _unsupported(method: MethodFacts, bits: Bits) -> str | None:
+def _unsupported(method: MethodFacts, bits: Bits, device: str) -> str | None:
+    """Why a method cannot run at these widths, on this device or with what is installed, or None."""
     if bits.weight not in method.weight_bits:
         declared = ", ".join(map(str, method.weight_bits))
         return f"{method.name} declares weight bits {declared}, not {bits.weight}"
     if not method.weight_only and bits.act not in method.act_bits:
         declared = ", ".join(map(str, method.act_bits))
         return f"{method.name} declares activation bits {declared}, not {bits.act}"
-    return None
+    if method.devices and device not in method.devices:
+        return f"{method.name} runs on {' and '.join(method.devices)}, not on {device}"
+    missing = [name for name, version in method.libraries.items() if version is None]
+    return not_installed(missing[0]) if missing else None
 
 
 def _path_digest(path: Path) -> str:

@@ -25,6 +25,7 @@ MODULES = (
     "harness.measure.environment",
     "harness.measure.latency",
     "harness.measure.memory",
+    "harness.methods.libraries",
     "harness.models.load",
     "harness.reduce",
 )

@@ -198,10 +198,12 @@ class ModelSession:
     def load(self, folder: Path) -> None:
         """Replace the target layers by those of a checkpoint; the float ones stay for `measure`."""
         from harness.kernels.checkpoint import load_checkpoint
+        from harness.methods.libraries.layer import restore
 
         self._reference = copy.deepcopy(self._denoiser)
         try:
             load_checkpoint(self._denoiser, folder)
+            restore(self._denoiser)
         except ValueError as error:
             raise CellError("corrupt", f"the checkpoint cannot be loaded: {error}") from error
 
@@ -343,6 +345,7 @@ class Project:
     def method(self, name: str, overrides: Mapping[str, str]) -> MethodFacts:
         """Return the facts of a method with its settings."""
         from harness.methods import registry
+        from harness.methods.libraries.contract import LibrarySpec  # the package registers its methods
 
         spec = registry.get(name)
         config = asdict(registry.configure(name, overrides))
@@ -360,6 +363,8 @@ class Project:
             needs_calibration=spec.needs_calibration,
             reconstruction=spec.reconstruction,
             fingerprint=source_digest([spec.quantize.__module__, *_STORING]),
+            libraries=spec.versions() if isinstance(spec, LibrarySpec) else {},
+            devices=spec.devices if isinstance(spec, LibrarySpec) else (),
         )
 
     def variants(self, name: str, label: str) -> Sequence[Mapping[str, str]]:

@@ -139,8 +139,7 @@ def _run_plan(
 
 def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook], int]:
     """Return what `dry_run` does, with times and sizes per image as seen in a run."""
-    go_offline(request)
-    world: World = resolve(DEFAULT_WORLD)
+    world = _ready(request, downloads=False)
     plan = make_plan(request, world)
     plan = replace(plan, cells=tuple(seen.applied(cell) for cell in plan.cells))
     store = RunStore(plan.out)
@@ -150,8 +149,12 @@ def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook],
 
 
 def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
-    """Return the plan, how far each cell is, and the number of workers; nothing is written."""
-    world = _ready(request)
+    """Return the plan, how far each cell is, and the number of workers; nothing is written or downloaded.
+
+    Raises:
+        UserError: the request is not usable, or files of a model are missing: their digest is in the keys.
+    """
+    world = _ready(request, downloads=False)
     plan = make_plan(request, world)
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
@@ -159,11 +162,14 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     return plan, outlooks, worker_count(request, plan)
 
 
-def _ready(request: Request) -> World:
-    """Set the environment, and check what can be checked before anything heavy is imported."""
+def _ready(request: Request, downloads: bool = True) -> World:
+    """Set the environment, and check what can be checked before anything heavy is imported.
+
+    Where nothing may be downloaded, every file of the models must be there.
+    """
     go_offline(request)
     world: World = resolve(DEFAULT_WORLD)
-    if request.offline:
+    if request.offline or not downloads:
         models = choose_models(request, world)
         world.check_models(models, choose_model_paths(request.model_paths, models, world))
     return world

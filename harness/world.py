@@ -59,6 +59,8 @@ class MethodFacts:
         variant: `default`, or the settings that differ from the defaults as `key=value,...`.
         overrides: what `--set` said, for building the config again in another process.
         fingerprint: source digest of the method and what it imports.
+        libraries: installed version of each library it calls, None where that is not installed.
+        devices: kinds of devices it runs on; empty for all.
     """
 
     name: str
@@ -72,6 +74,13 @@ class MethodFacts:
     needs_calibration: bool
     reconstruction: bool
     fingerprint: str
+    libraries: dict[str, str | None] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+
+    @property
+    def library(self) -> str:
+        """The libraries with their versions, as tables show them; empty for a method of the harness."""
+        return ", ".join(f"{name} {version or ''}".strip() for name, version in self.libraries.items())
 
 
 @dataclass(frozen=True)

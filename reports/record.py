@@ -51,6 +51,7 @@ class Identity:
     wbits: int
     abits: int
     reconstruction: bool = False
+    library: str = ""
 
 
 @dataclass(frozen=True)

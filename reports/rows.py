@@ -21,7 +21,7 @@ METRICS_WITHOUT_INTERVAL = ("lpips", "lpips_scene", "fid", "fid_ref", "kid", "pr
 
 IDENTITY = (
     "cell", "model", "method", "variant", "config", "dataset", "protocol", "protocol_hash", "seed", "device",
-    "backend", "dtype", "wbits", "abits", "reconstruction",
+    "backend", "dtype", "wbits", "abits", "reconstruction", "library",
 )  # fmt: skip
 _NAME = ("model", "method", "variant", "dataset", "device", "wbits", "abits")
 _RESULT = ("state", "execution", "n", "message", "effective_bits", "weight_bytes", "checkpoint_bytes")

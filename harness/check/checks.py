@@ -21,6 +21,7 @@ from harness.check.evidence import CheckFailedError, Evidence, Trial
 from harness.errors import CellError
 from harness.kernels.checkpoint import TENSORS, load_checkpoint, save_checkpoint
 from harness.kernels.layers import PackedLayer
+from harness.methods.libraries.layer import restore
 from harness.project import WORLD, check_packed
 
 _WIDTH_TOLERANCE = 1e-9
@@ -113,6 +114,7 @@ def save_load(evidence: Evidence) -> str:
         save_checkpoint(trial.denoiser, Path(folder))
         json.dumps(trial.ledger.to_json(), allow_nan=False)
         load_checkpoint(again, Path(folder))
+        restore(again)
     changed = _differences(trial.state(), dict(again.state_dict()))
     if changed:
         raise CheckFailedError(f"{changed[0]} is not what was saved ({len(changed)} tensors)")

@@ -11,7 +11,9 @@ import torch
 from harness.check.checks import CHECKS, reason, stable_identity
 from harness.check.evidence import Evidence
 from harness.check.subjects import Subject, subjects
+from harness.errors import UserError, not_installed
 from harness.methods import registry
+from harness.project import WORLD
 
 BOTH = "both"
 
@@ -41,9 +43,12 @@ def check_method(name: str, overrides: Mapping[str, str]) -> Iterator[Finding]:
         overrides: settings, as `--set` gives them.
 
     Raises:
-        UserError: there is no such method or setting, or its plugin could not be imported.
+        UserError: there is no such method or setting, its plugin could not be imported, or a library that it
+            calls is not installed.
     """
     registry.configure(name, overrides)
+    if missing := [library for library, version in WORLD.method(name, {}).libraries.items() if not version]:
+        raise UserError(not_installed(missing[0]))
     yield _finding(BOTH, "settings", partial(stable_identity, name, overrides))
     yield from check_on(name, overrides, subjects())
 

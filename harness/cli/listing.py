@@ -31,6 +31,7 @@ def _methods() -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from harness.methods import registry
+    from harness.methods.libraries.contract import LibrarySpec
 
     specs = [registry.get(name) for name in registry.names()]
     rows: list[dict[str, Any]] = [
@@ -44,6 +45,8 @@ def _methods() -> list[dict[str, Any]]:
             "reconstruction": spec.reconstruction,
             "settings": asdict(registry.configure(spec.name, {})),
             "variants": {label: [dict(member) for member in sets] for label, sets in spec.variants.items()},
+            "libraries": spec.versions() if isinstance(spec, LibrarySpec) else {},
+            "devices": list(spec.devices) if isinstance(spec, LibrarySpec) else [],
             "summary": spec.summary,
         }
         for spec in specs
@@ -92,4 +95,7 @@ def list_command(
     for row in rows:
         unsaid = row.get("reconstruction") and "reconstruction" not in row["summary"]
         mark = " (reconstruction)" if unsaid else ""
+        versions = row.get("libraries", {})
+        missing = [library for library, version in versions.items() if version is None]
+        mark += f" ({', '.join(missing)} not installed)" if missing else ""
         print(f"{row['name']:<{width}}  {row['summary']}{mark}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.grid import takes_grid
 from harness.errors import UserError
 from harness.request import Request
 
@@ -19,44 +20,25 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 _MOST_PROMPTS = 65_536
 
 
+@takes_grid
 def plan_command(
-    models: Annotated[str, typer.Option(help="Models, by comma; `all` for those that ship.")] = "all",
-    methods: Annotated[str, typer.Option(help="Methods, by comma, or `all`.")] = "all",
-    bits: Annotated[str, typer.Option(help="Weight bits (2,3,4) or both (w4a4,w3a6).")] = "2,3,4",
-    prompts: Annotated[int, typer.Option(help="Images per cell.")] = 64,
+    request: Request,
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time there is, as 30m or 2h: picks the prompts.")
     ] = None,
     seen: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A run whose timings are used.  [default: --out]")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="How images are made and judged.")] = "scenes-default",
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise.  [default: 0]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Run folder.  [default: runs/PROTOCOL-HASH]")
-    ] = None,
 ) -> int:
     """Print cells, time, disk and the smallest difference that could be found, before running."""
     from rich.console import Console
 
-    from harness.cli.running import print_plan, split_names
+    from harness.cli.running import print_plan
     from harness.run import forecast
     from harness.timings import Timings, read_timings
 
     seconds = None if budget is None else parse_budget(budget)
-    request = Request(
-        models=split_names(models),
-        methods=split_names(methods),
-        bits=bits,
-        protocol=protocol,
-        prompts=prompts,
-        seed=seed,
-        device=device,
-        workers=workers,
-        out=out,
-    )
+    out = request.out
     source = seen if seen is not None else out
     there = source is not None and (seen is not None or (source / "cells").is_dir())
     timings = read_timings(source) if source is not None and there else Timings()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.grid import takes_grid
 from harness.request import Request
 
 if TYPE_CHECKING:
@@ -17,49 +18,9 @@ if TYPE_CHECKING:
     from harness.plan import Plan
 
 
-def split_names(text: str) -> tuple[str, ...]:
-    """Return the names in a list by comma."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
+@takes_grid
 def run_command(
-    models: Annotated[str, typer.Option(help="Models, by comma; `all` for those that ship.")] = "all",
-    methods: Annotated[
-        str, typer.Option(help="Methods, by comma, or `all`; NAME:SET for a named set of settings.")
-    ] = "all",
-    bits: Annotated[str, typer.Option(help="Weight bits (2,3,4) or both (w4a4,w3a6).")] = "2,3,4",
-    act_bits: Annotated[
-        int | None, typer.Option(help="Activation bits beside plain weight bits.  [default: 8]")
-    ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="Prompt sets, by comma.  [default: the protocol's]", show_default=False)
-    ] = "",
-    protocol: Annotated[str, typer.Option(help="How images are made and judged.")] = "scenes-default",
-    prompts: Annotated[int, typer.Option(help="Images per cell.")] = 64,
-    seed: Annotated[int | None, typer.Option(help="Seed of the noise.  [default: 0]")] = None,
-    block: Annotated[
-        int | None, typer.Option(help="Prompts of one batch: another protocol.  [default: the protocol's]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(help="What packed layers run on: auto (triton on cuda), reference or triton.")
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Cells at a time.  [default: cores; 1 on a GPU]")
-    ] = None,
-    data_path: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="File or folder of a prompt set or metric.")
-    ] = None,
-    model_path: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="Diffusers folder of a model.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Keep the libraries off the network.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Run folder.  [default: runs/PROTOCOL-HASH]")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="METHOD.KEY=VALUE", help="A setting of a method.")
-    ] = None,
+    request: Request,
     timeout: Annotated[float, typer.Option(help="Seconds one stage of a cell may take.")] = 3600.0,
     latency: Annotated[
         bool, typer.Option("--latency/--no-latency", help="Take times and peak memory, cell after cell.")
@@ -67,27 +28,7 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> int:
     """Quantize, generate, measure and compare every cell of a grid."""
-    request = Request(
-        models=split_names(models),
-        methods=split_names(methods),
-        bits=bits,
-        act_bits=act_bits,
-        datasets=split_names(dataset),
-        protocol=protocol,
-        prompts=prompts,
-        seed=seed,
-        block=block,
-        device=device,
-        backend=backend,
-        workers=workers,
-        data_paths=tuple(data_path or ()),
-        model_paths=tuple(model_path or ()),
-        offline=offline,
-        out=out,
-        settings=tuple(set_ or ()),
-        timeout=timeout,
-        latency=latency,
-    )
+    request = replace(request, timeout=timeout, latency=latency)
     from rich.console import Console
 
     from harness import run as runner

@@ -25,6 +25,9 @@ PACKAGES = (
     "numpy",
     "scipy",
     "bitsandbytes",
+    "torchao",
+    "optimum-quanto",
+    "gguf",
 )
 
 

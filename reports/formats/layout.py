@@ -256,6 +256,13 @@ def how_computed(flats: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     if any(flat["reconstruction"] for flat in flats):
         notes.append(f"{RECONSTRUCTION_MARK} reconstruction: built from the paper, not its authors' code.")
+    by_library: dict[str, list[str]] = {}
+    for flat in flats:
+        if flat["library"] and flat["state"] == "ok":
+            by_library.setdefault(flat["library"], []).append(flat["method"])
+    if by_library:
+        named = (f"{_distinct(methods)} by {library}" for library, methods in by_library.items())
+        notes.append(f"Quantized and multiplied by a library: {'; '.join(named)}.")
     return notes
 
 

@@ -82,6 +82,7 @@ KNOWN: tuple[PageColumn, ...] = (
     _cost("generate_s", "Generate", "s", 1, shown=False),
     _words("execution", "Execution", shown=False),
     _words("backend", "Backend", shown=False),
+    _words("library", "Library"),
     _words("dtype", "dtype", shown=False),
     PageColumn("seed", "Seed", "", 0, shown=False),
     _words("protocol", "Protocol", shown=False),
@@ -130,7 +131,7 @@ def _chosen(column: PageColumn, flats: Sequence[Mapping[str, Any]]) -> PageColum
     values = {
         flat.get(column.key) for flat in flats if column.digits is not None or flat["method"] != REFERENCE
     }
-    empty = values <= {None}
+    empty = values <= {None, ""}
     alike = len(values) == 1 and column.key in {"dataset", "device"}
     if not column.shown or not (empty or alike):
         return column

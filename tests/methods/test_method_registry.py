@@ -63,9 +63,9 @@ def test_built_in_methods_come_first_in_the_order_of_the_tables() -> None:
 def test_other_methods_follow_by_name() -> None:
     for name in ("zeta", "alpha"):
         registry.register(MethodSpec(name=name, config=KnobsConfig, quantize=do_nothing, version=1))
-    assert registry.names()[5:][-2:] == ["alpha", "zeta"] or registry.names()[5:] == sorted(
-        registry.names()[5:]
-    )
+    others = registry.names()[len(registry.BUILT_IN) :]
+    assert {"alpha", "zeta"} <= set(others)
+    assert others == sorted(others)
     assert registry.names().index("alpha") > registry.names().index("mpqdmv2")
 
 
@@ -95,7 +95,7 @@ def test_a_config_must_be_a_method_config() -> None:
 
 
 def test_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown method 'svdquand'; did you mean svdquant\?"):
+    with pytest.raises(UserError, match=r"unknown method 'svdquand'; did you mean svdquant\b"):
         registry.get("svdquand")
     with pytest.raises(UserError, match=r"valid: .*ptq"):
         registry.get("????")
