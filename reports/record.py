@@ -55,7 +55,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions."""
+    """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions.
+
+    `prompts` holds the digest of each prompt that counts, in order: what values per prompt are paired by. It
+    is empty in records of versions that did not keep them.
+    """
 
     state: State
     execution: Execution
@@ -66,6 +70,7 @@ class Result:
     checkpoint_bytes: int | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
     per_prompt: dict[str, list[float | None]] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,18 @@ class Record:
             if size is not None and size < 0:
                 raise ValueError(f"record holds a negative size: {size}")
         return record
+
+
+def same_prompts(one: Result, other: Result) -> bool | None:
+    """Say whether two cells saw the same prompts in the same order, as far as both went.
+
+    Returns:
+        None when either record does not say.
+    """
+    if not (one.prompts and other.prompts):
+        return None
+    shared = min(len(one.prompts), len(other.prompts))
+    return one.prompts[:shared] == other.prompts[:shared]
 
 
 def read_records(run_folder: Path) -> list[Record]:
