@@ -213,18 +213,21 @@ class ModelSession:
         return generate_block(self._pipeline, self._card, list(prompts), self._seed)
 
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
-        """Time one denoiser step in turns with the unquantized one, and take its peak memory."""
+        """Time a step for the first prompt in turns with the unquantized one; memory; errors by step."""
         from harness.generate import denoiser_call
         from harness.measure.environment import environment
         from harness.measure.latency import compare_step_ms
         from harness.measure.memory import forward_peak_bytes, module_bytes
+        from harness.measure.step_error import step_errors
 
-        ours = denoiser_call(self._pipeline, self._card, list(prompts), self._seed)
-        theirs = ours
+        timed, errors = list(prompts[:1]), None
         if self._reference is not None:
             beside = copy.copy(self._pipeline)
             setattr(beside, self._card.denoiser, self._reference)
-            theirs = denoiser_call(beside, self._card, list(prompts), self._seed)
+            errors = step_errors(beside, self._card, self._denoiser, prompts, self._seed)
+        ours = theirs = denoiser_call(self._pipeline, self._card, timed, self._seed)
+        if self._reference is not None:
+            theirs = denoiser_call(beside, self._card, timed, self._seed)
         times = compare_step_ms(ours, theirs, self._device)
         return Measurement(
             step_ms=times.quantized.median,
@@ -236,6 +239,7 @@ class ModelSession:
             step_ratio=times.ratio.median,
             step_ratio_lo=times.ratio.lo,
             step_ratio_hi=times.ratio.hi,
+            step_error=errors,
         )
 
 

@@ -94,6 +94,8 @@ class Measurement:
         environment: versions, processor, threads.
         step_ratio: median over rounds of the step's time by the reference's, timed one after the other;
             `step_ratio_lo` and `step_ratio_hi` end its 95 % interval.
+        step_error: relative squared error of the prediction at each sampling step, on the reference's inputs;
+            None for the reference.
     """
 
     step_ms: float
@@ -105,6 +107,7 @@ class Measurement:
     step_ratio: float | None = None
     step_ratio_lo: float | None = None
     step_ratio_hi: float | None = None
+    step_error: list[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,10 @@ class Session(Protocol):
         ...
 
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
-        """Time the model against the unquantized one, and take its peak memory."""
+        """Time one step for the first prompt against the unquantized model, and take its peak memory.
+
+        All the prompts serve for the error at each sampling step.
+        """
         ...
 
 

@@ -75,7 +75,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Measured:
-    """Times, memory and environment: what no two runs share."""
+    """Times, memory and environment: what no two runs share.
+
+    `step_error` is the relative squared error of the denoiser's prediction at each sampling step, on the
+    inputs of the 16-bit one; None where it was not taken.
+    """
 
     peak_bytes: int | None = None
     step_ms: float | None = None
@@ -85,6 +89,7 @@ class Measured:
     step_ratio: float | None = None
     step_ratio_lo: float | None = None
     step_ratio_hi: float | None = None
+    step_error: list[float | None] | None = None
     quantize_s: float | None = None
     generate_s: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)

@@ -153,6 +153,7 @@ def _cell(
         "message": None if record.result.message is None else lines(record.result.message),
         "log": None if record.measured.log_tail is None else lines(record.measured.log_tail),
         "environment": environments.setdefault(environment, len(environments)),
+        "steps": [None if x is None else float(f"{x:.4g}") for x in record.measured.step_error or ()],
     }
 
 

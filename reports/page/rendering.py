@@ -13,7 +13,19 @@ from markupsafe import Markup
 from harness.reports.page.data import Source, build, script_json
 from harness.reports.record import Record
 
-SCRIPTS = ("core", "table", "state", "grid", "pareto", "prompts", "compare", "layers", "about", "start")
+SCRIPTS = (
+    "core",
+    "table",
+    "state",
+    "grid",
+    "pareto",
+    "prompts",
+    "compare",
+    "layers",
+    "steps",
+    "about",
+    "start",
+)
 """The parts of the script, `templates/page-NAME.js`, in the order they are joined in."""
 
 
