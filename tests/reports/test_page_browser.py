@@ -303,7 +303,7 @@ def test_error_by_step_is_drawn_told_and_listed(open_page, small):
     assert page.js(
         "return [...document.querySelectorAll('#view-steps .legend button')]"
         ".map((x) => x.getAttribute('aria-pressed'))"
-    ) == ["false", "true"]
+    ) == ["true", "false"]
 
 
 def test_slider_and_blink(open_page, small):
