@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 REFERENCE_BITS = 16.0
 FEATURES = "features"
 """Folder of the run in which networks' features of images are kept."""
-MEASURED_PROMPTS = 4
+MEASURED_PROMPTS = 2
 """Prompts whose error is taken step by step. Of these the first is timed: latency, not throughput."""
 
 
