@@ -94,6 +94,23 @@ def test_a_budget_is_a_time(text):
         parse_budget(text)
 
 
+@pytest.mark.parametrize("text", ["1001h", "9" * 400 + "h"])
+def test_a_budget_without_end_is_refused(text):
+    with pytest.raises(UserError, match="is more than 1000h"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("stored", [0, 16, 160])
+@pytest.mark.parametrize("budget", [18.0, 19.5, 22.0])
+def test_a_budget_is_used_up_whatever_is_stored(toy, stored, budget):
+    if stored:
+        toy.run(prompts=stored)
+    request = toy.request(workers=1)
+    timings = Timings({("toy-a", "fine", 4): 0.02, ("toy-a", "reference", 16): 0.01})
+    n = affordable(request, timings, budget)
+    assert seconds(request, timings, n) <= budget < seconds(request, timings, n + 16)
+
+
 def test_the_command_prints_cells_time_and_effect(toy, capsys):
     assert parse_budget("1.5h") == 5400
     code = call(["plan", "--models", "toy-a", "--methods", "fine", "--bits", "4", "--out", str(toy.out)])
