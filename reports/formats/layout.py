@@ -19,6 +19,7 @@ STRONG_NOTE = (
     "over prompts, "
     "McNemar's exact test for prompt accuracy, Holm's correction over the column)."
 )
+INFLUENCE_NOTE = "FID and KID are compared by a paired t-test of each prompt's influence on them."
 
 _AGAINST_REFERENCE = ("psnr", "ssim", "lpips", "lpips_scene")
 _NOTE_LIMIT = 40
@@ -274,7 +275,7 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
     if any("tied" in flat.get("standings", {}).values() for flat in flats):
         notes.append(f"{TIED_MARK} cannot be told from the best row of the same weight bits.")
     if any({"fid", "kid"} & flat.get("standings", {}).keys() for flat in flats):
-        notes.append("FID and KID are compared by a paired t-test of each prompt's influence on them.")
+        notes.append(INFLUENCE_NOTE)
     if any("twin" in flat for flat in flats):
         notes.append(
             "[key]: the same settings, run with other versions of the code, the libraries or the model's "
