@@ -20,6 +20,7 @@ from harness.datasets.contract import Prompt
 from harness.errors import CellError
 from harness.execute import Report, resolve
 from harness.plan import Cell
+from harness.prompting import prompt_digest
 from harness.reports.record import Measured, Record, Result, State
 from harness.reports.validation import finite
 from harness.store import Block, CellStore, RunStore
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 REFERENCE_BITS = 16.0
 FEATURES = "features"
 """Folder of the run in which networks' features of images are kept."""
-MEASURED_PROMPTS = 1
-"""Prompts in the batch that is timed: latency, not throughput."""
+MEASURED_PROMPTS = 2
+"""Prompts whose error is taken step by step. Of these the first is timed: latency, not throughput."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
         checkpoint_bytes=model.file_bytes if is_reference else note["checkpoint_bytes"],
         metrics=metrics,
         per_prompt=per_prompt,
+        prompts=[prompt_digest(prompt) for prompt in job.prompts],
     )
     counted = blocks[: -(-job.n // len(job.blocks[0]))]
     seconds = round(sum(block.seconds for block in counted), 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,8 @@ from rich.console import Console
 from harness import run as runner
 from harness.errors import UserError, unknown
 from harness.metrics import METRICS
-from harness.plan import Cell
+from harness.plan import Cell, Plan
+from harness.prompting import prompt_digest
 from harness.remake import fixes_seed, settings_of
 from harness.reports.gate import verdict as verdicts
 from harness.reports.gate.sides import Name, by_name, read_side
@@ -124,7 +126,7 @@ def _judge(
     there = (request.run / "cells").is_dir() or request.run.is_file()
     new = _side(request.run, "the run", made) if there else {}
     try:
-        verdicts.check_protocols(new, base)
+        verdicts.check_sides(new, base, noise)
     except ValueError as error:
         raise UserError(str(error)) from error
     return verdicts.judge(new, base, noise, terms)
@@ -146,7 +148,8 @@ def generate(
         def wanted(cell: Cell, group: set[Name] = group) -> bool:
             return Name(*(getattr(cell.identity, part) for part in Name._fields)) in group
 
-        keys |= {record.identity.cell for record in runner.extend(asked, console, wanted)}
+        made = runner.extend(asked, console, wanted, partial(_check_prompts, base))
+        keys |= {record.identity.cell for record in made}
     return keys
 
 
@@ -176,7 +179,10 @@ def _block(request: GateRequest) -> int | None:
     """Return the block size of the run, or of the baseline's run folder, or None for the protocol's."""
     for folder in (request.run, request.baseline):
         if (folder / "run.json").is_file():
-            return int(RunStore(folder).header()["protocol"]["block"])
+            block = RunStore(folder).header()["protocol"].get("block")
+            if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+                raise UserError(f"{folder / 'run.json'} is damaged: its protocol has no block size")
+            return block
     return None
 
 
@@ -188,6 +194,18 @@ def _most_prompts(run: Path, model: str) -> int:
         return max((r.result.n for r in read_side(run) if r.identity.model == model), default=0)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _check_prompts(base: Mapping[Name, Record], plan: Plan) -> None:
+    """Refuse to generate from other prompts than the baseline's: a file of the same name may hold others."""
+    digests = {name: [prompt_digest(prompt) for prompt in found] for name, found in plan.prompts.items()}
+    for name, record in base.items():
+        if name.dataset not in digests:
+            continue
+        ours, theirs = digests[name.dataset], record.result.prompts
+        shared = min(len(ours), len(theirs))
+        if ours[:shared] != theirs[:shared]:
+            raise UserError(f"{name}: the prompts here are others than the baseline's; give it the same file")
 
 
 def _check_protocol(asked: Request, base: Mapping[Name, Record]) -> None:

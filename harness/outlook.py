@@ -10,15 +10,25 @@ from typing import Literal
 from harness.cell import Held, Job, held, record_source
 from harness.plan import Cell, Plan
 from harness.reports.record import Record
+from harness.request import REFERENCE
 from harness.store import RunStore
 from harness.world import World
 
 Stored = Literal["finished", "failed", "partial", "missing", "unsupported"]
 
-MEASURE_SECONDS = 2.0
-REDUCE_SECONDS = 0.5
+START_SECONDS = 1.0
+"""A process, its model's weights included."""
+MEASURE_SECONDS = 4.0
+REDUCE_SECONDS = 0.7
 QUANTIZE_SECONDS = 3.0
-CALIBRATE_SECONDS = 20.0
+CALIBRATE_SECONDS = 6.0
+"""Like times per image, of one thread of one of two busy cores; `ModelFacts.slowness` scales all of them."""
+
+TIMES_REFERENCE = {"ptq": 1.3, "nf4": 1.1, "mpqdm": 1.5, "mpqdmv2": 2.2, "svdquant": 1.8}
+"""Time of a packed model's image by the unquantized one's (docs/results/default)."""
+TIMES_OTHER = 1.6
+KEPT_SHARE = 0.09
+"""Bytes of scales, branches and layers left alone, by those of the 16-bit denoiser."""
 
 
 @dataclass(frozen=True)
@@ -119,27 +129,42 @@ def _seconds(cell: Cell, images: int, quantizes: bool, measures: bool, reduces: 
     per_image = cell.setting.model.seconds_per_image
     if per_image is None and images:
         return None
-    fixed = quantizes * QUANTIZE_SECONDS + measures * MEASURE_SECONDS + reduces * REDUCE_SECONDS
-    return fixed + images * (per_image or 0.0)
+    quantize = cell.quantize_seconds
+    if quantize is None:
+        quantize = QUANTIZE_SECONDS * cell.setting.model.slowness
+    fixed = START_SECONDS * bool(images) + measures * MEASURE_SECONDS + reduces * REDUCE_SECONDS
+    generating = images * (per_image or 0.0) * times_of(cell.identity.method)
+    return generating + quantizes * quantize * (cell.method is not None) + fixed * cell.setting.model.slowness
+
+
+def times_of(method: str) -> float:
+    """Return how many times longer than the unquantized model's an image of a method is expected to take."""
+    return 1.0 if method == REFERENCE else TIMES_REFERENCE.get(method, TIMES_OTHER)
 
 
 def _disk(cell: Cell, images: int, quantizes: bool) -> int:
     model = cell.setting.model
-    checkpoint = model.weight_bytes * cell.identity.wbits // 16 if quantizes else 0
+    share = cell.identity.wbits / 16 + KEPT_SHARE
+    checkpoint = round(model.weight_bytes * share) if quantizes and cell.method is not None else 0
     return checkpoint + images * model.bytes_per_image
 
 
 def totals(plan: Plan, outlooks: Mapping[str, Outlook], workers: int) -> tuple[float | None, int]:
     """Return the estimated seconds (None when unknown) and bytes of all that is left."""
     generating = [cell for cell in plan.cells if outlooks[cell.key].needs_generate]
-    calibrations = len({cell.calibration for cell in generating if cell.calibration})
+    calibrations = {cell.calibration: cell.setting.model for cell in generating if cell.calibration}
+    most = plan.protocol.base.calibration_mib * 2**20
     disk = sum(outlook.disk for outlook in outlooks.values())
-    disk += calibrations * plan.protocol.base.calibration_mib * 2**20
+    disk += sum(min(most, model.calibration_bytes or most) for model in calibrations.values())
     known = [outlook.seconds for outlook in outlooks.values() if outlook.seconds is not None]
     if len(known) < len(outlooks):
         return None, disk
-    alone = sum(outlook.needs_measure for outlook in outlooks.values()) * MEASURE_SECONDS
-    return alone + (sum(known) - alone + calibrations * CALIBRATE_SECONDS) / workers, disk
+    models = {cell.key: cell.setting.model for cell in plan.cells}
+    alone = sum(
+        outlook.needs_measure * MEASURE_SECONDS * models[key].slowness for key, outlook in outlooks.items()
+    )
+    calibrating = sum(CALIBRATE_SECONDS * model.slowness for model in calibrations.values())
+    return alone + (sum(known) - alone + calibrating) / workers, disk
 
 
 def free_bytes(folder: Path) -> int:

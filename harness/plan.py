@@ -43,6 +43,7 @@ class Cell:
         reference: key of its model's reference on the same prompts.
         calibration: key of the input statistics it needs, or None.
         unsupported: why it cannot run, or None.
+        quantize_seconds: what quantizing it was seen to take, or None.
     """
 
     identity: Identity
@@ -52,6 +53,7 @@ class Cell:
     reference: str
     calibration: str | None = None
     unsupported: str | None = None
+    quantize_seconds: float | None = None
 
     @property
     def key(self) -> str:

@@ -39,8 +39,11 @@ _GENERATING = (
 )
 _JUDGING = ("harness.reduce", "harness.datasets.scenes.recogniser")
 _STORING = ("harness.kernels.checkpoint", "harness.kernels.ledger")
-_EMBEDDED_SECONDS_PER_IMAGE = 0.6
-_PNG_BYTES_PER_PIXEL = 2
+_EMBEDDED_SECONDS_PER_IMAGE = {"tiny-dit": 0.15, "tiny-unet": 0.25}
+"""Of the unquantized model, on one of two busy cores (docs/results/default)."""
+_BYTES_PER_PIXEL, _EMBEDDED_BYTES_PER_PIXEL = 2.0, 0.9
+"""Of a stored image with its features: photographs as PNG, and rendered scenes."""
+_EMBEDDED_CALIBRATION_BYTES = 68_000_000
 
 
 def effective_card(name: str, protocol: Mapping[str, Any]) -> ModelCard:
@@ -220,18 +223,21 @@ class ModelSession:
         return roads_taken(self._denoiser)
 
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
-        """Time one denoiser step in turns with the unquantized one, and take its peak memory."""
+        """Time a step for the first prompt in turns with the unquantized one; memory; errors by step."""
         from harness.generate import denoiser_call
         from harness.measure.environment import environment
         from harness.measure.latency import compare_step_ms
         from harness.measure.memory import forward_peak_bytes, module_bytes
+        from harness.measure.step_error import step_errors
 
-        ours = denoiser_call(self._pipeline, self._card, list(prompts), self._seed)
-        theirs = ours
+        timed, errors = list(prompts[:1]), None
         if self._reference is not None:
             beside = copy.copy(self._pipeline)
             setattr(beside, self._card.denoiser, self._reference)
-            theirs = denoiser_call(beside, self._card, list(prompts), self._seed)
+            errors = step_errors(beside, self._card, self._denoiser, prompts, self._seed)
+        ours = theirs = denoiser_call(self._pipeline, self._card, timed, self._seed)
+        if self._reference is not None:
+            theirs = denoiser_call(beside, self._card, timed, self._seed)
         times = compare_step_ms(ours, theirs, self._device)
         return Measurement(
             step_ms=times.quantized.median,
@@ -243,6 +249,7 @@ class ModelSession:
             step_ratio=times.ratio.median,
             step_ratio_lo=times.ratio.lo,
             step_ratio_hi=times.ratio.hi,
+            step_error=errors,
         )
 
 
@@ -323,8 +330,11 @@ class Project:
             path=path,
             digest=weights_digest(path, card.components, variant),
             sampling=sampling,
-            seconds_per_image=_EMBEDDED_SECONDS_PER_IMAGE if card.embedded else None,
-            bytes_per_image=pixels * _PNG_BYTES_PER_PIXEL,
+            seconds_per_image=_EMBEDDED_SECONDS_PER_IMAGE.get(name),
+            bytes_per_image=round(
+                pixels * (_EMBEDDED_BYTES_PER_PIXEL if card.embedded else _BYTES_PER_PIXEL)
+            ),
+            calibration_bytes=_EMBEDDED_CALIBRATION_BYTES if card.embedded else None,
             weight_bytes=2 * parameter_count(files),
             file_bytes=sum(file.stat().st_size for file in files if file.is_file()),
             stamp=files_stamp(path),

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.canonical import digest_file
+from harness.canonical import digest_file, digest_json
 from harness.datasets.contract import Prompt, PromptSet
 from harness.datasets.selection import calibration_of, seeded, select
 from harness.protocols import EffectiveProtocol
 from harness.world import MethodFacts, World
+
+_DIGITS = 12
+"""Hexadecimal digits of a prompt's digest that are kept: a set of a million has no two alike."""
 
 
 def evaluation_prompts(
@@ -61,6 +64,11 @@ def calibration_prompts(
     else:
         found = select(prompts, n, base.selection, path)
     return seeded(found, base.seeds, protocol.seed)
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """Return what a record calls a prompt: the start of the digest of all that its image depends on."""
+    return digest_json(prompt.identity())[:_DIGITS]
 
 
 def file_digest(prompts: PromptSet, path: Path) -> str:

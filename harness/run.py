@@ -94,16 +94,22 @@ def run(request: Request, console: Console) -> int:
     return _run_plan(request, console, lambda cell: True, finish)
 
 
-def extend(request: Request, console: Console, wanted: Callable[[Cell], bool]) -> list[Record]:
+def extend(
+    request: Request,
+    console: Console,
+    wanted: Callable[[Cell], bool],
+    check: Callable[[Plan], None] = lambda plan: None,
+) -> list[Record]:
     """Carry out those cells of a request that are wanted, with their references, and return their records.
 
-    Neither table nor pictures are made; errors are those of `run`. Records of references come too.
+    Neither table nor pictures are made; errors are those of `run`, and what `check` raises about the plan
+    before anything is made. Records of references come too.
     """
 
     def records(console: Console, plan: Plan, store: RunStore, jobs: dict[str, Job]) -> list[Record]:
         return [record for record in map(finished_record, jobs.values()) if record is not None]
 
-    return _run_plan(request, console, wanted, records)
+    return _run_plan(request, console, wanted, records, check)
 
 
 def _run_plan(
@@ -111,11 +117,13 @@ def _run_plan(
     console: Console,
     wanted: Callable[[Cell], bool],
     end: Callable[[Console, Plan, RunStore, dict[str, Job]], T],
+    check: Callable[[Plan], None] = lambda plan: None,
 ) -> T:
     """Carry out the wanted cells of a request and return what `end` makes of them."""
     world = _ready(request)
     with LocalExecutor(world.preload) as executor:  # imports while the plan is made
         plan = make_plan(request, world)
+        check(plan)
         kept = [cell for cell in plan.cells if wanted(cell)]
         needed = {cell.reference for cell in kept} | {cell.key for cell in kept}
         plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.key in needed))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.outlook import times_of
 from harness.plan import Cell
 from harness.reports.record import Record, read_records
 from harness.store import RunStore
@@ -22,27 +23,36 @@ class Timings:
 
     Attributes:
         seconds: per image, by cell.
-        sizes: bytes per image, by model.
+        sizes: bytes per image with its features, by model.
         spreads: standard deviations of the PSNR differences of pairs of cells of one model, in dB.
+        quantizing: seconds the method took, by cell.
     """
 
     seconds: Mapping[Key, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     spreads: Sequence[float] = ()
+    quantizing: Mapping[Key, float] = field(default_factory=dict)
 
     def applied(self, cell: Cell) -> Cell:
-        """Return the cell with what was seen of it, or else of other cells of its model, in its facts."""
-        identity = cell.identity
-        same = [value for key, value in self.seconds.items() if key[0] == identity.model]
-        seconds = self.seconds.get((identity.model, identity.method, identity.wbits))
-        if seconds is None and same:
-            seconds = statistics.median(same)
-        facts = cell.setting.model
-        if seconds is not None:
-            facts = replace(facts, seconds_per_image=seconds)
+        """Return the cell with what was seen of it, or else of other cells of its model, in its facts.
+
+        Other cells are scaled by what their methods are expected to take. On a CPU the machine's speed also
+        scales what is not seen (calibrating, measuring); on a GPU that is mostly other work.
+        """
+        identity, facts = cell.identity, cell.setting.model
+        key = (identity.model, identity.method, identity.wbits)
+        own = self.seconds.get(key)
+        of_model = [s / times_of(name) for (model, name, _), s in self.seconds.items() if model == key[0]]
+        if own is not None or of_model:
+            expected = facts.seconds_per_image
+            seconds = statistics.median(of_model) if own is None else own / times_of(identity.method)
+            on_cpu = expected is not None and cell.setting.device == "cpu"
+            slowness = statistics.median(of_model) / expected if expected and on_cpu else facts.slowness
+            facts = replace(facts, seconds_per_image=seconds, slowness=slowness)
         if identity.model in self.sizes:
             facts = replace(facts, bytes_per_image=self.sizes[identity.model])
-        return replace(cell, setting=replace(cell.setting, model=facts))
+        setting = replace(cell.setting, model=facts)
+        return replace(cell, setting=setting, quantize_seconds=self.quantizing.get(key))
 
 
 def read_timings(run: Path) -> Timings:
@@ -56,16 +66,19 @@ def read_timings(run: Path) -> Timings:
     except ValueError as error:
         raise UserError(str(error)) from error
     seconds: dict[Key, float] = {}
+    quantizing: dict[Key, float] = {}
     sizes: dict[str, int] = {}
     store = RunStore(run)
     for record in records:
         identity, total = record.identity, record.measured.generate_s
         if total is not None and record.result.n:
             seconds[identity.model, identity.method, identity.wbits] = total / record.result.n
-        images = sorted((store.cell(identity.cell).folder / "blocks").glob("*/*.png"))
-        if images:
-            sizes[identity.model] = sum(path.stat().st_size for path in images) // len(images)
-    return Timings(seconds, sizes, _spreads(records))
+        if record.measured.quantize_s is not None:
+            quantizing[identity.model, identity.method, identity.wbits] = record.measured.quantize_s
+        stored = list((store.cell(identity.cell).folder / "blocks").glob("*/*"))
+        if images := sum(path.suffix == ".png" for path in stored):
+            sizes[identity.model] = sum(path.stat().st_size for path in stored) // images
+    return Timings(seconds, sizes, _spreads(records), quantizing)
 
 
 def _spreads(records: Sequence[Record]) -> list[float]:

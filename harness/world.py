@@ -29,12 +29,14 @@ class ModelFacts:
         digest: sha256 of its weights and configs.
         stamp: digest of its files' sizes and times, for noticing cheaply that they changed after planning.
         sampling: effective sampling settings, JSON types.
-        seconds_per_image: rough time to generate an image on one CPU thread, or None.
-        bytes_per_image: rough size of a stored image.
+        seconds_per_image: rough time the unquantized model takes for an image on one CPU thread, or None.
+        bytes_per_image: rough size of a stored image with its features.
         weight_bytes: of the unquantized denoiser at 16 bits a weight.
         file_bytes: of the denoiser's weight files.
         condition: what it draws: `text`, `class` or `none`.
         card: what else of its card decides images, JSON types; empty for a model that ships.
+        slowness: how many times longer than expected this machine was seen to take; 1 before it was.
+        calibration_bytes: rough size of its input statistics, or None: as much as the protocol allows.
     """
 
     name: str
@@ -48,6 +50,8 @@ class ModelFacts:
     stamp: str = ""
     condition: str = "text"
     card: dict[str, Any] = field(default_factory=dict)
+    slowness: float = 1.0
+    calibration_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Measurement:
         environment: versions, processor, threads.
         step_ratio: median over rounds of the step's time by the reference's, timed one after the other;
             `step_ratio_lo` and `step_ratio_hi` end its 95 % interval.
+        step_error: relative squared error of the prediction at each sampling step, on the reference's inputs;
+            None for the reference.
     """
 
     step_ms: float
@@ -114,6 +120,7 @@ class Measurement:
     step_ratio: float | None = None
     step_ratio_lo: float | None = None
     step_ratio_hi: float | None = None
+    step_error: list[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,10 @@ class Session(Protocol):
         ...
 
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
-        """Time the model against the unquantized one, and take its peak memory."""
+        """Time one step for the first prompt against the unquantized model, and take its peak memory.
+
+        All the prompts serve for the error at each sampling step.
+        """
         ...
 
 

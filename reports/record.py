@@ -56,7 +56,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions."""
+    """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions.
+
+    `prompts` holds the digest of each prompt that counts, in order: what values per prompt are paired by. It
+    is empty in records of versions that did not keep them.
+    """
 
     state: State
     execution: Execution
@@ -67,6 +71,7 @@ class Result:
     checkpoint_bytes: int | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
     per_prompt: dict[str, list[float | None]] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Measured:
     """Times, memory and environment: what no two runs share.
 
     `roads` names the kernels that ran while images were generated, by layer; empty where layers have one way.
+    `step_error` is the relative squared error of the denoiser's prediction at each sampling step, on the
+    inputs of the 16-bit one; None where it was not taken.
     """
 
     peak_bytes: int | None = None
@@ -84,6 +91,7 @@ class Measured:
     step_ratio: float | None = None
     step_ratio_lo: float | None = None
     step_ratio_hi: float | None = None
+    step_error: list[float | None] | None = None
     quantize_s: float | None = None
     generate_s: float | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +134,18 @@ class Record:
         for size in (result.n, result.weight_bytes, result.checkpoint_bytes, self.measured.peak_bytes):
             if size is not None and size < 0:
                 raise ValueError(f"record holds a negative size: {size}")
+
+
+def same_prompts(one: Result, other: Result) -> bool | None:
+    """Say whether two cells saw the same prompts in the same order, as far as both went.
+
+    Returns:
+        None when either record does not say.
+    """
+    if not (one.prompts and other.prompts):
+        return None
+    shared = min(len(one.prompts), len(other.prompts))
+    return one.prompts[:shared] == other.prompts[:shared]
 
 
 def read_records(run_folder: Path) -> list[Record]:

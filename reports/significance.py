@@ -1,8 +1,9 @@
 """Which of several cells is best, and which cannot be told from it. NumPy and SciPy only.
 
 Cells run the same prompts from the same noise, so they are compared prompt by prompt: means by a paired
-t-test, shares of right answers by McNemar's exact test (1947). All comparisons of a column with the leaders
-of its groups are corrected together by Holm's step-down procedure (1979).
+t-test, shares of right answers by McNemar's exact test (1947), FID and KID by a paired t-test of what each
+prompt's image adds to them (the figure plus its influence; docs/statistics.md). All comparisons of a column
+with the leaders of its groups are corrected together by Holm's step-down procedure (1979).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.reports.record import Result
 from harness.reports.statistics import ALPHA, holm, mcnemar_p, paired_p_value
 
 Better = Literal["higher", "lower"]
-Test = Literal["paired t", "McNemar"]
+Test = Literal["paired t", "McNemar", "influence"]
 Standing = Literal["best", "tied", "none"]
 PerPrompt = Sequence[float | None]
 
@@ -27,6 +29,8 @@ RANKED: dict[str, tuple[Better, Test]] = {
     "prompt_accuracy": ("higher", "McNemar"),
     "image_reward": ("higher", "paired t"),
     "clip_score": ("higher", "paired t"),
+    "fid": ("lower", "influence"),
+    "kid": ("lower", "influence"),
 }
 """Metrics with a value for each prompt: which direction is better, which test tells two cells apart."""
 
@@ -40,11 +44,25 @@ class Entrant:
     Attributes:
         value: the figure, a mean or a share over prompts.
         per_prompt: what it is formed from, one value for each prompt in the order of the prompts; None when
-            the figure has no such values (FID).
+            the figure has no such values (recall).
+        prompts: digests of those prompts; empty when the record does not hold them.
     """
 
     value: float
     per_prompt: PerPrompt | None
+    prompts: Sequence[str] = ()
+
+
+def entrant(name: str, result: Result) -> Entrant:
+    """Return a cell's figure in the column of the metric `name`, which it has.
+
+    Raises:
+        ValueError: it does not have it.
+    """
+    value = result.metrics[name].value if name in result.metrics else None
+    if value is None:
+        raise ValueError(f"the cell has no {name}")
+    return Entrant(value, result.per_prompt.get(name), result.prompts)
 
 
 def standings(groups: Sequence[Sequence[Entrant]], better: Better, test: Test) -> list[list[Standing]]:
@@ -88,6 +106,8 @@ def _compare(leader: Entrant, other: Entrant, test: Test) -> float | None:
     """Return the p-value of the difference, or None when the two cannot be compared prompt by prompt."""
     a, b = leader.per_prompt, other.per_prompt
     if a is None or b is None or len(a) != len(b):
+        return None
+    if leader.prompts and other.prompts and list(leader.prompts) != list(other.prompts):
         return None
     return mcnemar_p(a, b) if test == "McNemar" else paired_p_value(a, b)
 

@@ -86,6 +86,8 @@ def _checked_container(value: Any, hint: Any, where: str) -> Any:
         raise _mismatch(where, "an object" if kind is dict else "a list", value)
     if inner == float | None and _all_figures(value):
         return kind(value)
+    if inner is str and kind is list and {str}.issuperset(map(type, value)):
+        return list(value)
     if isinstance(value, dict):
         return {key: _checked(item, inner, f"{where}[{key!r:.60}]") for key, item in value.items()}
     return kind(_checked(item, inner, f"{where}[{index}]") for index, item in enumerate(value))

@@ -36,6 +36,7 @@ SHOTS: dict[str, tuple[str, str, dict[str, object], list[tuple[str, tuple[object
     ),
     "difference": ("compare?mode=difference&prompt=5", "dark", DESKTOP, [(PICK, ("B", "svdquant W2A8"))]),
     "layers": ("layers", "light", DESKTOP, [(PICK, ("Cell", "mpqdm W2A8"))]),
+    "steps": ("steps", "light", DESKTOP, []),
     "phone": ("compare?mode=side&prompt=5", "light", PHONE, [(PICK, ("B", "svdquant W2A8"))]),
 }
 """Per screenshot: the view's address, the colours, the screen, and what is done before it is taken."""

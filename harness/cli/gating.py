@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -56,9 +57,12 @@ def gate_command(
 ) -> int:
     """Compare a run with a baseline; 0 passes, 1 fails, 3 undecided or suspicious, 2 a mistake."""
     if save is not None:
+        _check_writable(save)
         return _save(run, save)
     if baseline is None:
         raise UserError("give --baseline RUN|FILE, or --save FILE to make one")
+    for path in (markdown, junit):
+        _check_writable(path)
     if (benchmark is None) != (benchmark_baseline is None):
         raise UserError("--benchmark and --benchmark-baseline belong together")
     from rich.console import Console
@@ -101,6 +105,19 @@ def gate_command(
         if path is not None:
             _write(path, text)
     return exit_code(found, grown)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse before anything is generated what could not be written afterwards."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    if not folder.is_dir():
+        raise UserError(f"cannot write {path}: {folder} is not a folder")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"cannot write {path}: no permission")
 
 
 def _save(run: Path, path: Path) -> int:

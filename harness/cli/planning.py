@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _MOST_PROMPTS = 65_536
+_LONGEST = 1000 * 3600.0
 
 
 @takes_grid
@@ -54,8 +55,11 @@ def parse_budget(text: str) -> float:
     """Return the seconds of `90s`, `30m` or `2h`; raises UserError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip(), re.ASCII)
     if match is None or not float(match[1]) > 0:
-        raise UserError(f"--budget {text!r} is not a time; give one as 90s, 30m or 2h")
-    return float(match[1]) * _UNITS[match[2]]
+        raise UserError(f"--budget {text!r:.60} is not a time; give one as 90s, 30m or 2h")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds > _LONGEST:
+        raise UserError(f"--budget {text!r:.60} is more than 1000h; name the images with --prompts")
+    return seconds
 
 
 def affordable(request: Request, timings: Timings, seconds: float) -> int:
@@ -88,7 +92,10 @@ def affordable(request: Request, timings: Timings, seconds: float) -> int:
         except UserError:  # the prompt set ends before
             return False
 
-    lo, hi = 1, 2
+    # Time grows with each block alike, but for those that are stored: a straight line is a good first guess.
+    each = max(needed(2 * block) - least, least / _MOST_PROMPTS) if fits(2) else least
+    most = min(_MOST_PROMPTS // block, max(1, round((seconds - least) / each)))
+    lo, hi = (most, most + 1) if fits(most) else (1, most)
     while hi * block <= _MOST_PROMPTS and fits(hi):
         lo, hi = hi, 2 * hi
     while hi - lo > 1:

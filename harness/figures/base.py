@@ -21,7 +21,11 @@ NO_REFERENCE = "n/a: no reference"
 SCENES = "scenes"
 
 Figure = tuple[Metric, list[float | None] | None]
-"""A metric, and its value for each prompt where it has one."""
+"""A metric, and its value for each prompt where it has one.
+
+For FID and KID that is the figure plus the influence of the prompt's image on it: the mean over prompts is
+the figure, and differences pair as those of other metrics do.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,17 @@ def absent(note: str) -> Figure:
 def single(value: float, note: str | None = None) -> Figure:
     """A figure without an interval."""
     return Metric(value, note=note), None
+
+
+def of_influence(value: float, influence: NDArray[np.float64], note: str | None = None) -> Figure:
+    """A figure of all images, and what each of them adds; no interval, because it is biased by their number.
+
+    Args:
+        value: the figure.
+        influence: float64 [n] of the images, mean 0.
+        note: remark on the figure.
+    """
+    return Metric(value, note=note), finite((value + influence).tolist())
 
 
 def mean(values: Iterable[float | None], note: str | None = None, most: float = math.inf) -> Figure:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.figures.base import NO_REFERENCE, CellData, Figure, absent, single, too_few
+from harness.figures.base import NO_REFERENCE, CellData, Figure, absent, of_influence, single, too_few
 from harness.metrics import METRICS, REAL_IMAGES
 from harness.metrics.cmmd import cmmd
 from harness.metrics.coverage import coverage
@@ -21,9 +21,11 @@ from harness.metrics.extractors.inception import LOGITS, POOL, SPATIAL, Inceptio
 from harness.metrics.fd_dinov2 import fd_dinov2
 from harness.metrics.fid import Gaussian, fid, gaussian
 from harness.metrics.fid_delta import fid_delta
+from harness.metrics.fid_delta import influence as fid_influence
 from harness.metrics.fid_ref import fid_ref
 from harness.metrics.inception_score import inception_score
 from harness.metrics.kid import kid
+from harness.metrics.kid_delta import influence as kid_influence
 from harness.metrics.kid_delta import kid_delta
 from harness.metrics.precision import NEIGHBOURS, precision
 from harness.metrics.real_images import Array, Images, RealImages
@@ -100,7 +102,7 @@ def _against_real(clouds: _Clouds, real: RealImages | None, note: str) -> dict[s
     if spatial is not None:
         figures["sfid"] = single(sfid(own[SPATIAL], spatial), note)
     if pool is not None:
-        figures["fid"] = single(fid(own[POOL], pool), note)
+        figures["fid"] = of_influence(fid(own[POOL], pool), fid_influence(own[POOL], pool), note)
         if clouds.reference is not None:
             figures["fid_delta"] = Metric(*fid_delta(own[POOL], clouds.reference[POOL], pool), note), None
     if clouds.real is not None:
@@ -129,7 +131,7 @@ def _of_clouds(clouds: _Clouds, real: NDArray[np.float32], note: str) -> dict[st
     )
     return {
         **paired,
-        "kid": single(kid(own, real), note),
+        "kid": of_influence(kid(own, real), kid_influence(own, real), note),
         "precision": single(precision(own, real, radii), note),
         "recall": single(recall(own, real), note),
         "density": single(density(own, real), note),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from harness.figures.base import NO_REFERENCE, CellData, Figure, absent, mean, single, too_few
-from harness.metrics.fid import fid
+from harness.figures.base import NO_REFERENCE, CellData, Figure, absent, mean, of_influence, single, too_few
+from harness.metrics.fid import fid, gaussian
 from harness.metrics.fid_delta import fid_delta
+from harness.metrics.fid_delta import influence as fid_influence
 from harness.metrics.fid_ref import fid_ref
 from harness.metrics.kid import kid
+from harness.metrics.kid_delta import influence as kid_influence
 from harness.metrics.kid_delta import kid_delta
 from harness.metrics.precision import precision
 from harness.metrics.prompt_accuracy import prompt_accuracy
@@ -41,8 +43,8 @@ def _distributions(data: CellData, scores: SceneScores, world: SceneWorld) -> di
     features = scores.features if data.features is None else data.features
     rendered, radii = world.reference_features().numpy(), world.reference_radii().numpy()
     figures = {
-        "fid": single(fid(features, rendered)),
-        "kid": single(kid(features, rendered)),
+        "fid": of_influence(fid(features, rendered), fid_influence(features, gaussian(rendered))),
+        "kid": of_influence(kid(features, rendered), kid_influence(features, rendered)),
         "precision": single(precision(features, rendered, radii)),
         "recall": single(recall(features, rendered)),
         "fid_ref": absent(NO_REFERENCE),

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.reports.record import Record
+from harness.reports.record import Record, Result
 from harness.reports.rows import REFERENCE, grouped, mark_twins, row
-from harness.reports.significance import RANKED, TIED_MARK, Entrant, standings
+from harness.reports.significance import RANKED, TIED_MARK, entrant, standings
 
 MIB = 2**20
 MISSING = "–"
@@ -19,6 +19,7 @@ STRONG_NOTE = (
     "over prompts, "
     "McNemar's exact test for prompt accuracy, Holm's correction over the column)."
 )
+INFLUENCE_NOTE = "FID and KID are compared by a paired t-test of each prompt's influence on them."
 
 _AGAINST_REFERENCE = ("psnr", "ssim", "lpips", "lpips_scene")
 _NOTE_LIMIT = 40
@@ -206,7 +207,7 @@ def lay_out(records: Iterable[Record]) -> Document:
     used["lpips"] = any(flat["lpips"] is not None for flat in everything)
     columns = tuple(column for column in COLUMNS if used.get(column.key, True))
     several = len({key[0] for key in flats}) < len(flats)
-    _rank(flats.values(), {record.identity.cell: record.result.per_prompt for record in records})
+    _rank(flats.values(), {record.identity.cell: record.result for record in records})
     sheets = []
     for (model, dataset, device), group in flats.items():
         title = clean(f"{model} · {dataset} · {device}" if several else model)
@@ -225,9 +226,7 @@ def _caption(title: str, group: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _rank(
-    groups: Iterable[Sequence[dict[str, Any]]], samples: Mapping[str, Mapping[str, Sequence[float | None]]]
-) -> None:
+def _rank(groups: Iterable[Sequence[dict[str, Any]]], samples: Mapping[str, Result]) -> None:
     """Set `standings`, by metric, of the rows of each table among those of equal weight bits."""
     widths: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for number, group in enumerate(groups):
@@ -236,9 +235,7 @@ def _rank(
                 widths.setdefault((number, flat["wbits"]), []).append(flat)
     for name, (better, test) in RANKED.items():
         ranked = [[flat for flat in rows if flat.get(name) is not None] for rows in widths.values()]
-        entrants = [
-            [Entrant(flat[name], samples[flat["cell"]].get(name)) for flat in rows] for rows in ranked
-        ]
+        entrants = [[entrant(name, samples[flat["cell"]]) for flat in rows] for rows in ranked]
         for rows, found in zip(ranked, standings(entrants, better, test), strict=True):
             for flat, standing in zip(rows, found, strict=True):
                 flat.setdefault("standings", {})[name] = standing
@@ -284,6 +281,8 @@ def _notes(flats: Sequence[dict[str, Any]]) -> list[str]:
     notes += how_computed(flats)
     if any("tied" in flat.get("standings", {}).values() for flat in flats):
         notes.append(f"{TIED_MARK} cannot be told from the best row of the same weight bits.")
+    if any({"fid", "kid"} & flat.get("standings", {}).keys() for flat in flats):
+        notes.append(INFLUENCE_NOTE)
     if any("twin" in flat for flat in flats):
         notes.append(
             "[key]: the same settings, run with other versions of the code, the libraries or the model's "

@@ -33,6 +33,12 @@ def markdown(verdicts: Sequence[CellVerdict], benchmarks: Sequence[Cost], alpha:
     if grown:
         lines += ["", "Grown beyond the bound:", ""]
         lines += [f"- {_escaped(where)}: {_escaped(_cost_line(cost))}" for where, cost in grown]
+    if unknown := sum(not found.same_prompts for found in verdicts):
+        lines += [
+            "",
+            f"Prompts of {unknown} cells were paired by the prompt set's name: a record keeps no digests of "
+            "them. Make it anew to have them checked.",
+        ]
     lines += [
         "",
         "Positive is better. Intervals hold over all looks at once; the chance that any of these "

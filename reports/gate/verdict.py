@@ -19,7 +19,7 @@ from harness.reports.gate.quality import (
 )
 from harness.reports.gate.sequential import LOOKS
 from harness.reports.gate.sides import Name
-from harness.reports.record import Record
+from harness.reports.record import Record, same_prompts
 
 ALPHA = 0.05
 METRICS = ("psnr", "prompt_accuracy")
@@ -57,6 +57,8 @@ class CellVerdict:
         comparisons: by metric.
         costs: memory and latency.
         reason: why there is nothing to compare, or None.
+        same_prompts: whether both sides are known to have seen the same prompts: their records may be of a
+            version that did not keep them.
     """
 
     name: Name
@@ -64,6 +66,7 @@ class CellVerdict:
     comparisons: tuple[Comparison, ...] = ()
     costs: tuple[Cost, ...] = ()
     reason: str | None = None
+    same_prompts: bool = True
 
     @property
     def wanted(self) -> int | None:
@@ -76,11 +79,15 @@ class CellVerdict:
         return max(open_, default=None)
 
 
-def check_protocols(new: Mapping[Name, Record], base: Mapping[Name, Record]) -> None:
-    """Check that figures of both sides may be compared.
+def check_sides(
+    new: Mapping[Name, Record], base: Mapping[Name, Record], noise: Mapping[Name, Record]
+) -> None:
+    """Check that figures of both sides, and of the noise floor, may be compared.
+
+    The noise floor has another batch size and so another protocol; prompts must be the same everywhere.
 
     Raises:
-        ValueError: cells of one name were made by different protocols.
+        ValueError: cells of one name were made by different protocols, or from different prompts.
     """
     for name in new.keys() & base.keys():
         ours, theirs = new[name].identity, base[name].identity
@@ -89,6 +96,10 @@ def check_protocols(new: Mapping[Name, Record], base: Mapping[Name, Record]) -> 
                 f"{name}: made by protocol {ours.protocol} ({ours.protocol_hash}), the baseline by "
                 f"{theirs.protocol} ({theirs.protocol_hash}); figures of different protocols are not compared"
             )
+    for side, where in ((new, "the run"), (noise, "the noise floor")):
+        for name in side.keys() & base.keys():
+            if same_prompts(side[name].result, base[name].result) is False:
+                raise ValueError(f"{name}: {where} was made from other prompts than the baseline")
 
 
 def judge(
@@ -143,7 +154,13 @@ def _judge_cell(
         return CellVerdict(name, "undecided", (), costs, "the baseline has none of the metrics")
     kinds = {found.verdict for found in comparisons}
     worst = next(kind for kind in _WORST_FIRST if kind in kinds)
-    return CellVerdict(name, "fail" if any(cost.fails for cost in costs) else worst, comparisons, costs)
+    return CellVerdict(
+        name,
+        "fail" if any(cost.fails for cost in costs) else worst,
+        comparisons,
+        costs,
+        same_prompts=bool(same_prompts(new.result, base.result)),
+    )
 
 
 def _compare(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.reports.formats.layout import bits_label, clean, lay_out, method_label
+from harness.reports.formats.layout import INFLUENCE_NOTE, bits_label, clean, lay_out, method_label
 from harness.reports.page.columns import PageColumn, page_columns
 from harness.reports.page.images import Gallery, embed, find_images
 from harness.reports.page.layers import read_layers
@@ -88,8 +88,10 @@ def build(records: Iterable[Record], source: Source) -> PageData:
         "cells": cells,
         "environments": [json.loads(text) for text in environments],
         "protocol": clean_all(finite(dict(source.protocol))),
-        # The page marks no ties: what is in view, and so what is best, is the reader's choice.
-        "notes": [note for note in lay_out(ordered).notes if not note.startswith(TIED_MARK)],
+        # The page ranks nothing: what is in view, and so what is best, is the reader's choice.
+        "notes": [
+            note for note in lay_out(ordered).notes if not note.startswith((TIED_MARK, INFLUENCE_NOTE))
+        ],
     }
     gallery = _gallery(groups.values(), source, _size(head) + sum(map(_size, details)))
     for record, detail in zip(ordered, details, strict=True):
@@ -153,6 +155,7 @@ def _cell(
         "message": None if record.result.message is None else lines(record.result.message),
         "log": None if record.measured.log_tail is None else lines(record.measured.log_tail),
         "environment": environments.setdefault(environment, len(environments)),
+        "steps": [None if x is None else float(f"{x:.4g}") for x in record.measured.step_error or ()],
     }
 
 

@@ -23,6 +23,7 @@ SCRIPTS = (
     "prompts",
     "compare",
     "layers",
+    "steps",
     "about",
     "theme",
     "start",

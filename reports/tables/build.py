@@ -18,12 +18,12 @@ from harness.reports.formats.layout import (
     clean,
     method_label,
 )
-from harness.reports.record import Record
+from harness.reports.record import Record, Result
 from harness.reports.rows import REFERENCE, columns, mark_twins, row, sort_records
-from harness.reports.significance import TIED_MARK, Entrant, PerPrompt, Standing, standings
+from harness.reports.significance import TIED_MARK, Standing, entrant, standings
 from harness.reports.tables.figures import Figure, figure
 from harness.reports.tables.notes import caption, footnotes
-from harness.reports.tables.select import Flat, TableRow, matches, place, value_of
+from harness.reports.tables.select import Flat, TableRow, check_prompts, matches, place, value_of
 from harness.reports.tables.spec import ColumnSpec, TableSpec, check_figures, with_stored
 
 _NOTE_LIMIT = 40
@@ -42,10 +42,11 @@ def build_table(spec: TableSpec, records: Iterable[Record]) -> Document:
 
     Raises:
         ValueError: a figure is unknown; no cell belongs in the table; two cells lay claim to one entry; cells
-            of different protocol hashes would share a column, or cells of different N a column of
+            of different protocol hashes or prompts would share a column, or cells of different N a column of
             distribution figures.
     """
     listed = sort_records(records)
+    samples = {record.identity.cell: record.result for record in listed}
     flats = [row(record) for record in listed]
     mark_twins(flats)
     check_figures(spec, {name for flat in flats for name in flat} - set(columns()))
@@ -56,9 +57,9 @@ def build_table(spec: TableSpec, records: Iterable[Record]) -> Document:
         if not column.optional or any(matches(flat, column.where) for flat in kept)
     )
     parts = place(spec, shown, kept)
+    check_prompts(parts, samples)
     if not any(parts.values()):
         raise ValueError(f"table {spec.name!r:.60}: no cell of the records belongs in it")
-    samples = {record.identity.cell: record.result.per_prompt for record in listed}
     for index, column in enumerate(shown):
         _rank(spec, index, column, list(parts.values()), samples)
     sheets = tuple(_sheet(spec, shown, title, rows) for title, rows in parts.items())
@@ -71,7 +72,7 @@ def _rank(
     index: int,
     column: ColumnSpec,
     parts: Sequence[Sequence[TableRow]],
-    samples: Mapping[str, Mapping[str, PerPrompt]],
+    samples: Mapping[str, Result],
 ) -> None:
     """Set the standings in one column, if it has a test; all its comparisons are corrected together."""
     known = figure(column.figure)
@@ -84,10 +85,7 @@ def _rank(
             if flat is not None and flat["method"] != REFERENCE and flat.get(column.figure) is not None:
                 groups.setdefault(repr([number, *(flat[key] for key in spec.compare)]), []).append(line)
     entrants = [
-        [
-            Entrant(line.chosen[index][column.figure], samples[line.chosen[index]["cell"]].get(column.figure))
-            for line in group
-        ]
+        [entrant(column.figure, samples[line.chosen[index]["cell"]]) for line in group]
         for group in groups.values()
     ]
     for group, found in zip(groups.values(), standings(entrants, known.better, known.test), strict=True):

@@ -39,8 +39,8 @@ def _metric(heading: str, digits: int, name: str) -> Figure:
     return Figure(heading, "metric", digits, better=better, test=test)
 
 
-def _distribution(heading: str, digits: int, better: Better) -> Figure:
-    return Figure(heading, "distribution", digits, better=better)
+def _distribution(heading: str, digits: int, better: Better, test: Test | None = None) -> Figure:
+    return Figure(heading, "distribution", digits, better=better, test=test)
 
 
 FIGURES: dict[str, Figure] = {
@@ -69,10 +69,10 @@ FIGURES: dict[str, Figure] = {
     "prompt_accuracy": _metric("Prompt accuracy ↑", 3, "prompt_accuracy"),
     "image_reward": _metric("ImageReward ↑", 3, "image_reward"),
     "clip_score": _metric("CLIP score ↑", 2, "clip_score"),
-    "fid": _distribution("FID ↓", 2, "lower"),
+    "fid": _distribution("FID ↓", 2, *RANKED["fid"]),
     "fid_ref": _distribution("FID to 16-bit ↓", 2, "lower"),
     "sfid": _distribution("sFID ↓", 2, "lower"),
-    "kid": _distribution("KID ↓", 4, "lower"),
+    "kid": _distribution("KID ↓", 4, *RANKED["kid"]),
     "inception_score": _distribution("IS ↑", 2, "higher"),
     "precision": _distribution("Precision ↑", 3, "higher"),
     "recall": _distribution("Recall ↑", 3, "higher"),

@@ -14,7 +14,11 @@ SECOND_HAND = "§"
 DERIVED = "¶"
 
 _MESSAGE_LIMIT = 160
-_TESTS = {"paired t": "paired t-test over prompts", "McNemar": "McNemar's exact test for shares"}
+_TESTS = {
+    "paired t": "paired t-test over prompts",
+    "McNemar": "McNemar's exact test for shares",
+    "influence": "a paired t-test of each prompt's influence for FID and KID",
+}
 _COMPARED = {"wbits": "weight bits", "abits": "activation bits", "dataset": "prompt set"}
 
 
@@ -55,9 +59,8 @@ def _ranking_notes(spec: TableSpec, shown: Sequence[ColumnSpec], rows: Sequence[
     tests = {figure(shown[index].figure).test for index in used}
     notes = []
     if used:
-        tested = " and ".join(_TESTS[test] for test in sorted(filter(None, tests), reverse=True))
-        words = [_COMPARED.get(name, name) for name in spec.compare]
-        among = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+        tested = _listed([text for test, text in _TESTS.items() if test in tests])
+        among = _listed([_COMPARED.get(name, name) for name in spec.compare])
         notes.append(
             f"Bold: better than every other row of the same {among}, significant at 5 % ({tested}; Holm's "
             f"correction over the column). {TIED_MARK} cannot be told from the best. The reference is "
@@ -66,7 +69,9 @@ def _ranking_notes(spec: TableSpec, shown: Sequence[ColumnSpec], rows: Sequence[
     untested = _distinct(
         figure(column.figure).heading.rstrip(" ↑↓")
         for column in shown
-        if figure(column.figure).kind == "distribution" and not column.published
+        if figure(column.figure).kind == "distribution"
+        and not column.published
+        and figure(column.figure).test is None
     )
     if untested:
         notes.append(f"Never bold, because formed of all images at once: {untested}.")
@@ -132,6 +137,11 @@ def _failures(flats: Sequence[Flat]) -> list[str]:
             line = f"{name} on {flat['model']}: {flat['state']}{message}"
             notes.append(line if len(line) <= _MESSAGE_LIMIT else line[: _MESSAGE_LIMIT - 1] + "…")
     return notes
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Join words as a sentence does."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _distinct(values: Iterable[object]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.reports.formats.layout import clean
+from harness.reports.record import Result, same_prompts
 from harness.reports.rows import IDENTITY
 from harness.reports.significance import Standing
 from harness.reports.tables.figures import figure
@@ -127,6 +128,30 @@ def _ambiguous(column: ColumnSpec, first: Flat, second: Flat) -> ValueError:
         f"entry; {differ}; "
         "tell them apart by `rows` or `where`"
     )
+
+
+def check_prompts(parts: Mapping[str, Sequence[TableRow]], results: Mapping[str, Result]) -> None:
+    """Refuse a sheet whose cells saw different prompts under one name, as far as their records tell.
+
+    Args:
+        parts: rows of each sheet, cells chosen.
+        results: by cell.
+
+    Raises:
+        ValueError: two cells of one prompt set were made from other prompts.
+    """
+    for rows in parts.values():
+        first: dict[str, Flat] = {}
+        for flat in (flat for line in rows for flat in line.chosen.values()):
+            known = results[flat["cell"]]
+            held = first.setdefault(flat["dataset"], flat) if known.prompts else None
+            if held is None:
+                continue
+            if same_prompts(known, results[held["cell"]]) is False:
+                raise ValueError(
+                    f"cells {held['cell']} and {flat['cell']} cannot share a table: both name the prompt set "
+                    f"{flat['dataset']!r:.60}, but were made from different prompts"
+                )
 
 
 def _check_column(column: ColumnSpec, flats: Sequence[Flat]) -> None:

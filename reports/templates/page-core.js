@@ -15,11 +15,15 @@ function detail(cell) {
   return details.get(cell.index);
 }
 
-/** Make an element: `on` holds listeners, other fields are attributes; true is an empty one, null is none. */
+/**
+ * Make an element: `on` holds listeners, other fields are attributes; true is an empty one, false and null are none,
+ * but of `aria-` ones, which say true and false in words.
+ */
 function make(space, tag, fields, children) {
   const node = space ? document.createElementNS(space, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(fields)) {
     if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
+    else if (name.startsWith("aria-") && typeof value === "boolean") node.setAttribute(name, String(value));
     else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));

@@ -26,7 +26,7 @@ function parse() {
 }
 function address() {
   const { view, group, a, b, prompt, mode } = state;
-  if (!["prompts", "compare", "layers", "pareto"].includes(view)) return `#${view}`;
+  if (!["prompts", "compare", "layers", "steps", "pareto"].includes(view)) return `#${view}`;
   const fields = { group, a: a ?? "", b: b ?? "", prompt: prompt + 1, mode };
   return `#${view}?${new URLSearchParams(fields)}`;
 }

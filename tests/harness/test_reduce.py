@@ -43,6 +43,25 @@ def rendered() -> np.ndarray:
     return np.random.default_rng(9).integers(0, 256, (600, 64, 64, 3), dtype=np.uint8)
 
 
+def test_fid_and_kid_are_the_means_of_what_each_prompt_adds(world: SceneWorld) -> None:
+    data = cell(256)
+    metrics, values = reduce_cell(data, world)
+    for name in ("fid", "kid"):
+        found = np.array(values[name])
+        assert found.shape == (256,)
+        assert found.mean() == pytest.approx(metrics[name].value, abs=1e-6)
+        assert metrics[name].lo is None
+    # Taking an image away moves the figure against its influence, by about a part in n.
+    influence = np.array(values["fid"]) - metrics["fid"].value
+    for index in (int(influence.argmax()), int(influence.argmin())):
+        left = [i for i in range(256) if i != index]
+        pixels = torch.from_numpy(data.images).permute(0, 3, 1, 2).float() / 255
+        features = world.recogniser(pixels).features.numpy()
+        moved = fid(features[left], world.reference_features().numpy()) - metrics["fid"].value
+        assert np.sign(moved) == -np.sign(influence[index])
+    assert "fid" not in reduce_cell(cell(20), world)[1]
+
+
 @pytest.fixture(scope="module")
 def world() -> SceneWorld:
     features = read(torch.from_numpy(rendered()).permute(0, 3, 1, 2).float() / 255).features

@@ -198,7 +198,7 @@ def test_twins_are_refused_unless_told_apart(cell):
 def test_figures_of_different_protocols_are_not_compared(cell):
     new, base = cell(protocol_hash="aaa"), cell(protocol_hash="bbb")
     with pytest.raises(ValueError, match="different protocols are not compared"):
-        verdict.check_protocols({sides.name_of(new): new}, {sides.name_of(base): base})
+        verdict.check_sides({sides.name_of(new): new}, {sides.name_of(base): base}, {})
 
 
 def test_reports_name_the_worst_first_and_show_markup_as_text(cell):

@@ -12,7 +12,7 @@ from browser import chromium
 from harness.reports.page import Source, render
 from harness.reports.record import Metric
 
-VIEWS = ("grid", "pareto", "prompts", "compare", "layers", "failures", "environment")
+VIEWS = ("grid", "pareto", "prompts", "compare", "layers", "steps", "failures", "environment")
 MANY = 2000
 
 
@@ -276,6 +276,34 @@ def test_the_difference_is_that_of_the_very_pixels(open_page, small):
     np.testing.assert_array_equal(drawn[..., :3], np.minimum(off * 2, 255))
     page.js(f"location.hash = '#compare?a={'b' * 16}'")
     page.wait("document.querySelector('.told')?.textContent === 'The two images are identical.'")
+
+
+def test_error_by_step_is_drawn_told_and_listed(open_page, small):
+    page = open_page(small, "steps")
+    page.choose("Weight bits", "W4")
+    assert page.texts("#view-steps tbody tr > *") == ["ptq W4A8", "14.4", "10.0", "3", "20.0", "10.0"]
+    # 0.01 and 0.1 of three steps: the middle one, exact, is a gap of the line.
+    drawn = page.js("return document.querySelector('#view-steps .join').getAttribute('d')")
+    assert re.fullmatch(r"M[\d.]+ [\d.]+M[\d.]+ [\d.]+", drawn)
+    assert page.js("return document.querySelectorAll('#view-steps circle').length") == 2
+    heights = page.js(
+        "return [...document.querySelectorAll('#view-steps circle')].map((x) => Number(x.getAttribute('cy')))"
+    )
+    assert heights[0] < heights[1]  # 20 dB stands above 10 dB
+    page.js("document.querySelector('#view-steps .line').focus()")
+    told = page.texts("#view-steps .readout")[0]
+    assert told == "ptq W4A8: 14.4 dB over all steps, worst 10.0 dB at step 3 of 3"
+    page.choose("Weight bits", "all")
+    assert len(page.texts("#view-steps tbody tr")) == 2
+    assert "no step differs" in page.js(
+        "return document.querySelector('#view-steps tbody').closest('section').textContent"
+        " + [...document.querySelectorAll('#view-steps .line')].map((x) => x.getAttribute('aria-label'))"
+    )
+    page.press_button("#view-steps .legend", "ptq")
+    assert page.js(
+        "return [...document.querySelectorAll('#view-steps .legend button')]"
+        ".map((x) => x.getAttribute('aria-pressed'))"
+    ) == ["true", "false"]
 
 
 def test_slider_and_blink(open_page, small):

@@ -63,7 +63,7 @@ def small_run(
         "variant": MARKUP, "config": {MARKUP: MARKUP}, "reconstruction": True, "cell": "c" * 16,
         "environment": {"cpu": MARKUP, "versions": {MARKUP: MARKUP}}, "log_tail": None,
         "metrics": {"psnr": Metric(7.5, 7.0, 8.0), MARKUP: Metric(1.5), "fid": Metric(None, note=MARKUP)},
-        "per_prompt": {"psnr": values["m"], MARKUP: [1.0] * PROMPTS},
+        "per_prompt": {"psnr": values["m"], MARKUP: [1.0] * PROMPTS}, "step_error": [0.0, 0.0, 0.0],
     }  # fmt: skip
     failed = {
         "state": "crashed", "metrics": {}, "n": 0, "effective_bits": None, "weight_bytes": None,
@@ -72,7 +72,10 @@ def small_run(
     }  # fmt: skip
     records = [
         make("reference", 16, **shared, cell="a" * 16, per_prompt={"prompt_accuracy": [1.0] * PROMPTS}),
-        make("ptq", 4, **shared, cell="b" * 16, per_prompt={"psnr": values["p"], "prompt_accuracy": RIGHT}),
+        make(
+            "ptq", 4, **shared, cell="b" * 16, step_error=[0.01, 0.0, 0.1],
+            per_prompt={"psnr": values["p"], "prompt_accuracy": RIGHT},
+        ),
         make(MARKUP, 3, **shared, **hostile),
         make("nf4", 2, **{**shared, **failed}),
     ]  # fmt: skip

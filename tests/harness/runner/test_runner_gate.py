@@ -8,12 +8,15 @@ import json
 import numpy as np
 import pytest
 from rich.console import Console
+from toy_world import ToySet
 
 import harness.gate
 from harness.cli import call
 from harness.errors import UserError
+from harness.files import write_json
 from harness.gate import GateRequest, gate
 from harness.metrics import MetricSpec
+from harness.prompting import prompt_digest
 from harness.reports.gate import sides
 from harness.reports.record import Record
 from harness.request import Request
@@ -115,6 +118,40 @@ def test_another_block_size_is_another_protocol(toy, tmp_path):
     assert call(["gate", str(toy.out), "--baseline", str(tmp_path / "run"), "--no-generate"]) == 2
 
 
+def test_records_hold_the_prompts_and_others_are_refused_before_anything_is_made(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.gate, "METRICS", {"brightness": SPEC})
+    toy.run(prompts=16)
+    records = sides.read_side(toy.out)
+    assert [len(set(record.result.prompts)) for record in records] == [16, 16]
+    assert records[0].result.prompts == records[1].result.prompts == [
+        prompt_digest(prompt) for prompt in ToySet("scenes").prompts(16)
+    ]  # fmt: skip
+    data = [record.to_json() for record in records]
+    for entry in data:
+        entry["result"]["prompts"][3] = "0" * 12
+    path = tmp_path / "others.jsonl"
+    sides.write_side(path, [Record.from_json(entry) for entry in data])
+    toy.trace_file.write_text("")
+    for run in ("new", "run"):
+        request = GateRequest(tmp_path / run, path, metrics=("brightness",), options=Request(workers=2))
+        with pytest.raises(UserError, match=r"prompts here are others|made from other prompts"):
+            gate(request, Console(file=io.StringIO()))
+    assert toy.trace() == []
+
+
+@pytest.mark.parametrize("block", [None, 0, True, "16"])
+def test_a_run_folder_without_its_block_size_is_named(toy, tmp_path, capsys, block):
+    toy.run(prompts=16)
+    path = toy.out / "run.json"
+    header = json.loads(path.read_text())
+    header["protocol"] = {} if block is None else header["protocol"] | {"block": block}
+    write_json(path, {key: value for key, value in header.items() if key != "sha256"})
+    assert call(["gate", str(tmp_path / "new"), "--baseline", str(toy.out)]) == 2
+    error = capsys.readouterr().err
+    assert "run.json is damaged: its protocol has no block size" in error
+    assert len(error.splitlines()) == 1
+
+
 MISTAKES = {
     "no baseline": (["run"], "give --baseline RUN|FILE"),
     "unknown metric": (["run", "--baseline", "b", "--metrics", "psnrr"], "did you mean psnr"),
@@ -125,6 +162,9 @@ MISTAKES = {
     "latency": (["run", "--baseline", "b", "--latency-bound", "-1"], "--latency-bound -1"),
     "no such baseline": (["run", "--baseline", "/none"], "cannot read /none"),
     "half a benchmark": (["run", "--baseline", "b", "--benchmark", "x"], "belong together"),
+    "no folder": (["run", "--baseline", "b", "--markdown", "none/x.md"], "none is not a folder"),
+    "a folder": (["run", "--baseline", "b", "--junit", "."], "cannot write .: it is a folder"),
+    "save nowhere": (["run", "--save", "none/x"], "none is not a folder"),
     "save nothing": (["/none", "--save", "x"], "cannot read /none"),
 }
 
