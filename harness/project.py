@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from harness.datasets.contract import Prompt, PromptSet
     from harness.methods.contract import LayerTarget
     from harness.methods.training.trajectories import Teacher
+    from harness.metrics.images import Pictures
     from harness.models.card import ModelCard
     from harness.reports.record import Metric
 
@@ -428,8 +429,8 @@ class Project:
         self,
         setting: Setting,
         prompts: Sequence[Prompt],
-        images: tuple[NDArray[np.uint8], NDArray[np.float32] | None],
-        reference: tuple[NDArray[np.uint8], NDArray[np.float32] | None] | None,
+        images: tuple[Pictures, NDArray[np.float32] | None],
+        reference: tuple[Pictures, NDArray[np.float32] | None] | None,
     ) -> tuple[dict[str, Metric], dict[str, list[float | None]]]:
         """Form the metrics of a cell."""
         from harness.reduce import CellData, reduce_cell

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from harness.metrics.images import Pictures
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -241,8 +243,8 @@ class World(Protocol):
         self,
         setting: Setting,
         prompts: Sequence[Prompt],
-        images: tuple[NDArray[np.uint8], NDArray[np.float32] | None],
-        reference: tuple[NDArray[np.uint8], NDArray[np.float32] | None] | None,
+        images: tuple[Pictures, NDArray[np.float32] | None],
+        reference: tuple[Pictures, NDArray[np.float32] | None] | None,
     ) -> tuple[dict[str, Metric], dict[str, list[float | None]]]:
         """Return the metrics of a cell, and those that have one value per prompt."""
         ...

@@ -32,6 +32,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same
+            reason = "it is damaged, or holds objects that could run code; only tensors are read"
         raise UserError(f"{path.name} is not a file of weights: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path.name} is not a state dict of tensors")

@@ -203,6 +203,10 @@ class ToyWorld:
 
     def reduce(self, setting, prompts, images, reference):
         trace(setting, "reduce", setting.model.name, len(prompts))
+        images, reference = (
+            None if part is None else (np.concatenate(list(part[0].runs(7))), part[1])
+            for part in (images, reference)
+        )
         assert len(images[0]) == len(images[1]) == len(prompts)
         values = [float(image.mean()) for image in images[0]]
         metrics = {"brightness": Metric(sum(values) / len(values))}
