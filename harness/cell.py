@@ -208,6 +208,7 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
         checkpoint_bytes=model.file_bytes if is_reference else note["checkpoint_bytes"],
         metrics=metrics,
         per_prompt=per_prompt,
+        slices=_slices(job.prompts),
     )
     counted = blocks[: -(-job.n // len(job.blocks[0]))]
     seconds = round(sum(block.seconds for block in counted), 3)
@@ -217,6 +218,12 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
     source = record_source(job, own, against)
     job.files.write_record(finite(record.to_json()), source)
     report("reduced")
+
+
+def _slices(prompts: Sequence[Prompt]) -> list[str]:
+    """Return the slice of every prompt, or nothing where the set has none."""
+    slices = [prompt.slice for prompt in prompts]
+    return slices if any(slices) else []
 
 
 def write_failure(job: Job, state: State, message: str) -> None:

@@ -55,7 +55,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions."""
+    """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions.
+
+    `slices` names the part of the prompt set that each prompt belongs to, beside the lists of `per_prompt`;
+    it is empty where the set has no parts.
+    """
 
     state: State
     execution: Execution
@@ -66,6 +70,7 @@ class Result:
     checkpoint_bytes: int | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
     per_prompt: dict[str, list[float | None]] = field(default_factory=dict)
+    slices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types. Infinities and NaN become None: JSON has no word for them."""
         plain: dict[str, Any] = finite(asdict(self))
+        if not self.result.slices:  # the field came later: records without slices stay as they were
+            del plain["result"]["slices"]
         return plain
 
     @classmethod
