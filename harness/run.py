@@ -19,11 +19,12 @@ from harness.cell import Job, write_failure
 from harness.errors import UserError
 from harness.execute import DISK_FULL, Event, Executor, LocalExecutor, Task, resolve
 from harness.files import is_disk_full, replace_file
+from harness.missing import check_there
 from harness.outlook import Outlook, finished_record, make_jobs, survey, totals
 from harness.plan import Cell, Plan, make_plan
 from harness.progress import RunProgress
 from harness.reports.record import Record, State
-from harness.request import Request, choose_model_paths, choose_models
+from harness.request import Request
 from harness.store import RunStore
 from harness.timings import Timings
 from harness.world import World
@@ -139,8 +140,7 @@ def _run_plan(
 
 def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook], int]:
     """Return what `dry_run` does, with times and sizes per image as seen in a run."""
-    go_offline(request)
-    world: World = resolve(DEFAULT_WORLD)
+    world = _ready(request, downloads=False)
     plan = make_plan(request, world)
     plan = replace(plan, cells=tuple(seen.applied(cell) for cell in plan.cells))
     store = RunStore(plan.out)
@@ -150,8 +150,8 @@ def forecast(request: Request, seen: Timings) -> tuple[Plan, dict[str, Outlook],
 
 
 def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
-    """Return the plan, how far each cell is, and the number of workers; nothing is written."""
-    world = _ready(request)
+    """Return the plan, how far each cell is, and the number of workers; nothing is written or downloaded."""
+    world = _ready(request, downloads=False)
     plan = make_plan(request, world)
     store = RunStore(plan.out)
     store.check(plan.protocol.to_json(), plan.protocol.hash)
@@ -159,13 +159,11 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
     return plan, outlooks, worker_count(request, plan)
 
 
-def _ready(request: Request) -> World:
+def _ready(request: Request, downloads: bool = True) -> World:
     """Set the environment, and check what can be checked before anything heavy is imported."""
     go_offline(request)
     world: World = resolve(DEFAULT_WORLD)
-    if request.offline:
-        models = choose_models(request, world)
-        world.check_models(models, choose_model_paths(request.model_paths, models, world))
+    check_there(request, world, models=request.offline or not downloads)
     return world
 
 

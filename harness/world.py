@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.datasets.contract import Prompt, PromptSet
 from harness.reports.record import Metric
@@ -50,6 +50,18 @@ class ModelFacts:
     stamp: str = ""
     condition: str = "text"
     card: dict[str, Any] = field(default_factory=dict)
+
+
+class Missing(NamedTuple):
+    """Files of a model that are not there.
+
+    Attributes:
+        files: which, and where they were looked for.
+        on_hub: whether `harness fetch` can get them.
+    """
+
+    files: str
+    on_hub: bool
 
 
 @dataclass(frozen=True)
@@ -191,12 +203,8 @@ class World(Protocol):
         """Return the methods `--methods all` stands for."""
         ...
 
-    def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
-        """Check, importing nothing heavy, that every file of the models is there.
-
-        Raises:
-            harness.errors.UserError: the message lists all that are missing.
-        """
+    def missing_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> dict[str, Missing]:
+        """Return the models of which files are missing, and which these are; imports nothing heavy."""
         ...
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:

@@ -64,8 +64,11 @@ def check_published(found: Found) -> str:
     and the note says so.
 
     Raises:
-        UserError: a cached file is not the published one.
+        UserError: a cached file is not the published one, or a fetched one not what was fetched.
     """
+    for name, recorded in found.digests.items():
+        if digest_file(found.files[name]) != recorded:
+            raise UserError(f"{found.files[name]} is not what was fetched: run `harness fetch` again")
     names = [name for name in found.files if name.endswith((".pth", ".pt", ".bin", ".safetensors"))]
     digests = {name: digest_file(found.files[name]) for name in names}
     published = found.weights.published

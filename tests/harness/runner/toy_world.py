@@ -138,8 +138,8 @@ class ToyWorld:
     def method_names(self):
         return list(self.methods)
 
-    def check_models(self, names, paths):
-        pass
+    def missing_models(self, names, paths):
+        return {}
 
     def model(self, name, protocol, paths):
         sampling = {"steps": protocol["steps"] or 2}
