@@ -52,10 +52,12 @@ def manifest_of(folder: Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
     files, models = held.get("files"), held.get("models", {})
-    sound = isinstance(files, dict) and all(
-        _is_inside(folder, path) and isinstance(entry, dict) for path, entry in files.items()
-    )
-    if not sound or not isinstance(models, dict) or not all(isinstance(d, str) for d in models.values()):
+    if not (
+        isinstance(files, dict)
+        and all(_is_inside(folder, path) and isinstance(entry, dict) for path, entry in files.items())
+        and isinstance(models, dict)
+        and all(isinstance(digest, str) for digest in models.values())
+    ):
         raise UserError(f"{folder / MANIFEST} is damaged: remove it and run `harness fetch` again")
     return Manifest(files, models)
 

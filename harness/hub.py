@@ -116,13 +116,16 @@ def _weight_items(weights: Weights, manifest: Manifest, staging: Path, renew: bo
     if weights.file:
         place, url = f"{start}/{weights.file}", f"{weights.url}{weights.file}"
         return [item_of(Download(weights.key, url, place, weights.licence, weights.published))]
-    items, listings = [], {}
+    items: list[Item] = []
+    listings: dict[str, Listing] = {}
     for wanted, repo in zip(weights.files, weights.repositories, strict=True):
         names = wanted.split("|")
         entries = [] if renew else [manifest.files.get(f"{start}/{name}", {}) for name in names]
         # What was begun at one commit goes on there, whatever the branch came to since.
-        revision = next((str(e["revision"]) for e in entries if "revision" in e), "main")
-        found = listings.setdefault(repo, listing(repo, revision)) if repo not in listings else listings[repo]
+        revision = next((str(entry["revision"]) for entry in entries if "revision" in entry), "main")
+        if repo not in listings:
+            listings[repo] = listing(repo, revision)
+        found = listings[repo]
         name = next((name for name in names if name in found.files), None)
         if name is None:
             raise UserError(f"{repo}@{found.revision[:8]} holds no {wanted.replace('|', ' or ')}")
