@@ -139,7 +139,10 @@ def make_plan(request: Request, world: World) -> Plan:
     choice = choose_methods(request, world)
     calibrated_on = calibration_sets(protocol, sets, choice, world)
     read = sets | {prompts.name: prompts for prompts in calibrated_on.values()}
-    data_paths = choose_data_paths(request.data_paths, read, world)
+    # The set that the protocol calibrates on may be given also where no method reads it.
+    idle = {protocol.base.calibration_dataset} - read.keys()
+    given = [text for text in request.data_paths if text.partition("=")[0] not in idle]
+    data_paths = choose_data_paths(given, read, world)
     prompts = {
         name: evaluation_prompts(found, request.prompts, protocol, data_paths.get(name))
         for name, found in sets.items()

@@ -16,6 +16,9 @@ from harness.metrics.sources import Found
 if TYPE_CHECKING:
     from torch import Tensor
 
+NOT_PUBLISHED = "(not the published file)"
+"""How the note ends of a file given by path that is another than the one published under its name."""
+
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Load a state dict with torch's restricted unpickler, on the CPU.
@@ -78,7 +81,7 @@ def check_published(found: Found) -> str:
                 raise UserError(
                     f"{name} in torch's cache is damaged: its sha256 is {digest[:8]}..., not {published}..."
                 )
-            return f"{name} sha256 {digest} (not the published file)"
+            return f"{name} sha256 {digest} {NOT_PUBLISHED}"
     return ", ".join(f"{name} sha256 {digest}" for name, digest in digests.items())
 
 
