@@ -1,4 +1,6 @@
 import json
+import pickle
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,19 @@ def test_a_wrong_path_is_the_users_mistake(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean inception" in capsys.readouterr().err
     assert call(["doctor", "--data-path", "inception=nowhere.pth"]) == 2
     assert "nowhere.pth is not a file" in capsys.readouterr().err
+
+
+def test_a_pickle_that_would_execute_is_damaged_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    evil = tmp_path / "evil.pth"
+    evil.write_bytes(pickle.dumps({"weight": Payload()}))
+    assert call(["doctor", "--no-checks", "--data-path", f"inception={evil}"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["fid"])
+    assert "damaged" in line
+    assert "could run code" in line
+    assert not (tmp_path / "ran").exists()
