@@ -90,7 +90,7 @@ def _summary(name: str, path: Path | None) -> str:
         parts.append(f"{len(slices)} categories: {listed}")
     if isinstance(found, FileSet) and all(prompt.image for prompt in everything):
         there = sum(file is not None for file in find_images(everything, found, path))
-        parts.append(f"{there} of {count} reference images beside it")
+        parts += [f"{there} of {count} reference images beside it"] if there else []
     return clean(f"{name}: " + "; ".join(parts))
 
 
