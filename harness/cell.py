@@ -23,14 +23,16 @@ from harness.plan import Cell
 from harness.prompting import prompt_digest
 from harness.reports.record import Measured, Record, Result, State
 from harness.reports.validation import finite
-from harness.store import Block, CellStore, RunStore
+from harness.store import Block, CellStore, RunStore, StoredBlock
 from harness.world import Session, World
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Pictures = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
+    from harness.metrics.images import Files
+
+    Judged = tuple[Files, NDArray[np.float32] | None]
 
 REFERENCE_BITS = 16.0
 FEATURES = "features"
@@ -208,6 +210,7 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
         metrics=metrics,
         per_prompt=per_prompt,
         prompts=[prompt_digest(prompt) for prompt in job.prompts],
+        slices=_slices(job.prompts),
     )
     counted = blocks[: -(-job.n // len(job.blocks[0]))]
     seconds = round(sum(block.seconds for block in counted), 3)
@@ -218,6 +221,12 @@ def reduce(report: Report, job: Job, reference: Job) -> None:
     source = record_source(job, own, against)
     job.files.write_record(finite(record.to_json()), source)
     report("reduced")
+
+
+def _slices(prompts: Sequence[Prompt]) -> list[str]:
+    """Return the slice of every prompt, or nothing where the set has none."""
+    slices = [prompt.slice for prompt in prompts]
+    return slices if any(slices) else []
 
 
 def write_failure(job: Job, state: State, message: str) -> None:
@@ -279,24 +288,29 @@ def _joined(blocks: Sequence[dict[str, str]]) -> dict[str, str]:
     return {layer: ", ".join(sorted(seen)) for layer, seen in found.items()}
 
 
-def _read(job: Job, checkpoint: str) -> list[Block]:
+def _read(job: Job, checkpoint: str) -> list[StoredBlock]:
     blocks = []
     for index, prompts in enumerate(job.blocks):
-        block = job.files.read_block(index, block_owner(prompts, checkpoint))
+        block = job.files.stored_block(index, block_owner(prompts, checkpoint))
         if block is None:
             raise CellError("corrupt", f"{job.cell.title}: block {index} was damaged after generation")
         blocks.append(block)
     return blocks
 
 
-def _pictures(world: World, job: Job, blocks: Sequence[Block]) -> Pictures:
+def _pictures(world: World, job: Job, blocks: Sequence[StoredBlock]) -> Judged:
     """Return the images that count and their features; features of an older recogniser are formed anew."""
     import numpy as np
 
-    def features(block: Block) -> NDArray[np.float32] | None:
-        return block.features if block.judge == job.judge else world.features(job.cell.setting, block.images)
+    from harness.metrics.images import Files
+
+    def features(block: StoredBlock) -> NDArray[np.float32] | None:
+        if block.judge == job.judge:
+            return block.features
+        (images,) = Files(block.images).runs(len(block.images))
+        return world.features(job.cell.setting, images)
 
     parts = [features(block) for block in blocks]
     known = [part for part in parts if part is not None]
-    images = np.concatenate([block.images for block in blocks])[: job.n]
+    images = Files([file for block in blocks for file in block.images][: job.n])
     return images, np.concatenate(known)[: job.n] if len(known) == len(blocks) else None

@@ -1,4 +1,7 @@
-"""Downloads what a protocol needs into one folder, with a manifest that later runs check it against."""
+"""Downloads what a protocol needs into one folder, with a manifest that later runs check it against.
+
+The digest of a file is recorded when it is first fetched. Later the same address must give the same file.
+"""
 
 from __future__ import annotations
 
@@ -8,99 +11,129 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from harness.canonical import digest_file
 from harness.datasets.sources import Download
 from harness.errors import UserError
-from harness.files import NAME, matches, read_json, write_json
+from harness.fetched import MANIFEST, Manifest, manifest_of
+from harness.files import matches, write_json
 
-MANIFEST = "manifest.json"
 LARGEST = 8 * 2**30
-"""Bytes of one file, downloaded or unpacked; the largest here, ADM's reference batch, has 2 GB."""
+"""Bytes of one file from a plain address, downloaded or unpacked; ADM's reference batch has 2 GB."""
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
 
+Say = Callable[[str], None]
 
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of a folder's manifest by file name; none when there is no manifest.
 
-    Raises:
-        UserError: there is one, and it is damaged or names files elsewhere.
+@dataclass(frozen=True)
+class Item:
+    """One file to be fetched.
+
+    Attributes:
+        path: where it goes, relative to the folder.
+        purpose: the prompt set, weights or model it is for.
+        url: its address.
+        licence: as its publisher states it.
+        sha256: of the file or the first digits of it, where they are known; empty where not.
+        get: writes the file to a path.
+        about: further fields of its entry in the manifest.
     """
-    if not (folder / MANIFEST).exists():
-        return {}
-    entries = (read_json(folder / MANIFEST) or {}).get("files")
-    if not isinstance(entries, dict) or not all(
-        NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in entries.items()
-    ):
-        raise UserError(f"{folder / MANIFEST} is damaged: remove it and run `harness fetch` again")
-    return entries
+
+    path: str
+    purpose: str
+    url: str
+    licence: str
+    sha256: str
+    get: Callable[[Path], None]
+    about: dict[str, str] = field(default_factory=dict)
 
 
-def held(dataset: str, folder: Path) -> Path | None:
-    """Return the fetched file of a prompt set whose digest agrees with the manifest, or None.
+def item_of(download: Download) -> Item:
+    """Return what is to be done for a file with an address of its own."""
 
-    Raises:
-        UserError: the manifest or the file is damaged, or several files were fetched for the set.
-    """
-    entries = read_manifest(folder)
-    names = [name for name, entry in entries.items() if entry.get("dataset") == dataset]
-    if not names:
-        return None
-    if len(names) > 1:
-        raise UserError(f"{folder} holds {' and '.join(names)}: give one, --data-path {dataset}=FILE")
-    path = folder / names[0]
-    if not matches(path, entries[names[0]].get("sha256")):
-        raise UserError(f"{path} is not what was fetched: run `harness fetch` again")
-    return path
+    def get(target: Path) -> None:
+        if not download.member:
+            _download(download.url, target)
+            return
+        archive = target.parent / f"{target.name}.archive"
+        try:
+            _download(download.url, archive)
+            _unpack(archive, download.member, target)
+        finally:
+            archive.unlink(missing_ok=True)
+
+    return Item(download.file, download.dataset, download.url, download.licence, download.sha256, get)
 
 
-def fetch(downloads: Iterable[Download], folder: Path, say: Callable[[str], None]) -> None:
+def fetch(downloads: Iterable[Download], folder: Path, say: Say) -> None:
+    """Download files with addresses of their own; see `fetch_items`."""
+    fetch_items([item_of(download) for download in downloads], folder, say)
+
+
+def fetch_items(items: Iterable[Item], folder: Path, say: Say, renew: bool = False) -> None:
     """Download files, each whole or not at all, and write the manifest after every one.
 
     What is there already and agrees with the manifest stays.
 
+    Args:
+        items: the files.
+        folder: where they go.
+        say: prints a line.
+        renew: forget the digests recorded before, and take what the addresses give now.
+
     Raises:
-        UserError: a file cannot be had, is cut off, or is not the one whose sha256 is known.
+        UserError: a file cannot be had, is cut off, is not the one whose sha256 is known, or not the one that
+            was fetched first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    entries = read_manifest(folder)
-    for wanted in downloads:
-        target = folder / wanted.file
-        if wanted.file in entries and matches(target, entries[wanted.file].get("sha256")):
-            say(f"{wanted.file}: there already")
+    manifest = manifest_of(folder)
+    for item in items:
+        target, before = folder / item.path, str(manifest.files.get(item.path, {}).get("sha256", ""))
+        if before and not renew and before.startswith(item.sha256) and matches(target, before):
+            say(f"{item.path}: there already")
             continue
-        say(f"{wanted.file}: {wanted.url}")
-        _get(wanted, target)
-        entries[wanted.file] = {
-            "dataset": wanted.dataset,
-            "url": wanted.url,
-            "licence": wanted.licence,
-            "bytes": target.stat().st_size,
-            "sha256": digest_file(target),
-        }
-        write_json(folder / MANIFEST, {"files": entries})
-        say(f"  {entries[wanted.file]['bytes']} bytes; licence: {wanted.licence}")
+        say(f"{item.path}: {item.url}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recorded = "" if renew or not before.startswith(item.sha256) else before
+        manifest.files[item.path] = _get(item, target, recorded)
+        write_manifest(folder, manifest)
+        say(f"  {manifest.files[item.path]['bytes']} bytes; licence: {item.licence}")
 
 
-def _get(wanted: Download, target: Path) -> None:
-    """Download one file beside its place, check it, and move it there."""
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a folder's manifest."""
+    held: dict[str, object] = {"files": manifest.files}
+    write_json(folder / MANIFEST, held | ({"models": manifest.models} if manifest.models else {}))
+
+
+def _get(item: Item, target: Path, recorded: str) -> dict[str, Any]:
+    """Download one file beside its place, check it, move it there, and return its entry."""
     loaded = target.parent / f".{target.name}.part"
-    unpacked = target.parent / f".{target.name}.member"
     try:
-        _download(wanted.url, loaded)
-        if wanted.member:
-            _unpack(loaded, wanted.member, unpacked)
-        found = unpacked if wanted.member else loaded
-        digest = digest_file(found)
-        if wanted.sha256 and digest != wanted.sha256:
-            raise UserError(f"{wanted.url} holds another file than expected: sha256 {digest}")
-        found.replace(target)
+        item.get(loaded)
+        digest = digest_file(loaded)
+        if not digest.startswith(item.sha256):
+            raise UserError(f"{item.url} holds another file than expected: sha256 {digest}")
+        if recorded and digest != recorded:
+            raise UserError(
+                f"{item.url} holds another file than was fetched first: sha256 {digest}, not {recorded}; "
+                "give --renew to take it"
+            )
+        loaded.replace(target)
     finally:
         loaded.unlink(missing_ok=True)
-        unpacked.unlink(missing_ok=True)
+    return {
+        "dataset": item.purpose,
+        "url": item.url,
+        "licence": item.licence,
+        "bytes": target.stat().st_size,
+        "sha256": digest,
+        **item.about,
+    }
 
 
 def _download(url: str, path: Path) -> None:

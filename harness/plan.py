@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.bits import Bits, parse_bits
 from harness.canonical import digest_file, digest_json
-from harness.datasets.contract import Prompt
+from harness.datasets.contract import Prompt, PromptSet
+from harness.datasets.fileset import FileSet
+from harness.datasets.images import find_images
 from harness.datasets.leaks import Overlap, overlap
 from harness.errors import not_installed
 from harness.prompting import calibration_prompts, calibration_sets, evaluation_prompts, file_digest
@@ -141,7 +143,10 @@ def make_plan(request: Request, world: World) -> Plan:
     choice = choose_methods(request, world)
     calibrated_on = calibration_sets(protocol, sets, choice, world)
     read = sets | {prompts.name: prompts for prompts in calibrated_on.values()}
-    data_paths = choose_data_paths(request.data_paths, read, world)
+    # The set that the protocol calibrates on may be given also where no method reads it.
+    idle = {protocol.base.calibration_dataset} - read.keys()
+    given = [text for text in request.data_paths if text.partition("=")[0] not in idle]
+    data_paths = choose_data_paths(given, read, world)
     prompts = {
         name: evaluation_prompts(found, request.prompts, protocol, data_paths.get(name))
         for name, found in sets.items()
@@ -168,7 +173,10 @@ def make_plan(request: Request, world: World) -> Plan:
         calibration_prompts=grid.calibration_prompts,
         device=grid.device,
         out=request.out or Path("runs") / f"{protocol.base.name}-{protocol.hash}",
-        data_digest=digest_json({k: _path_digest(p) for k, p in data_paths.items() if k not in read}),
+        data_digest=digest_json(
+            {k: _path_digest(p) for k, p in data_paths.items() if k not in read}
+            | _image_stamps(request.prompts, prompts, sets, data_paths)
+        ),
         models=tuple(models),
         methods=tuple(dict.fromkeys(method.name for method in choice)),
         bits=bits,
@@ -289,6 +297,26 @@ def _unsupported(method: MethodFacts, bits: Bits, device: str) -> str | None:
         return f"{method.name} runs on {' and '.join(method.devices)}, not on {device}"
     missing = [name for name, version in method.libraries.items() if version is None]
     return not_installed(missing[0]) if missing else None
+
+
+def _image_stamps(
+    n: int,
+    prompts: Mapping[str, Sequence[Prompt]],
+    sets: Mapping[str, PromptSet],
+    data_paths: Mapping[str, Path],
+) -> dict[str, str]:
+    """Return a digest of the real images of each prompt set that has some; figures depend on them."""
+    stamps = {}
+    for name, found in sets.items():
+        if not isinstance(found, FileSet) or name not in data_paths:
+            continue
+        files = [file for file in find_images(prompts[name][:n], found, data_paths[name]) if file is not None]
+        if files:
+            stats = [(file.name, file.stat()) for file in files]
+            stamps[f"images of {name}"] = digest_json(
+                [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+            )
+    return stamps
 
 
 def _path_digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from harness.canonical import canonical_json, digest_file, digest_json
 from harness.errors import CellError, UserError, unknown
 from harness.fingerprint import library_versions, source_digest
-from harness.world import Measurement, MethodFacts, ModelFacts, Quantized, Session, Setting
+from harness.world import Measurement, MethodFacts, Missing, ModelFacts, Quantized, Session, Setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from harness.datasets.contract import Prompt, PromptSet
     from harness.methods.contract import LayerTarget
     from harness.methods.training.trajectories import Teacher
+    from harness.metrics.images import Pictures
     from harness.models.card import ModelCard
     from harness.reports.record import Metric
 
@@ -64,6 +65,21 @@ def planned_card(facts: ModelFacts) -> ModelCard:
     from harness.models.card import Sampling
 
     return replace(registry.get(facts.name), sampling=Sampling(**facts.sampling))
+
+
+def _missing(card: ModelCard, given: Path | None) -> Missing | None:
+    """Return what is missing of a model in the folder given, else in the hub's cache; None for nothing."""
+    from harness.models.locate import missing_files, snapshot
+
+    path = given or (None if card.hub is None else snapshot(card.hub))
+    if path is None:
+        return Missing(f"{card.name}'s folder, which `harness convert` makes", False)
+    files = ", ".join(missing_files(card, path))
+    if not files:
+        return None
+    if given is not None or card.hub is None:
+        return Missing(f"{files} in {path}", False)
+    return Missing(f"{files} of {card.hub.repo}@{card.hub.revision[:8]}", True)
 
 
 def parameter_count(files: Iterable[Path]) -> int:
@@ -313,6 +329,7 @@ class Project:
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
         """Return the facts of a model."""
+        from harness.fetched import check_model
         from harness.models.load import weights_digest
         from harness.models.locate import fetch, locate, weight_files
         from harness.models.roles import policy_of
@@ -321,6 +338,8 @@ class Project:
         fetched = card.hub is not None and name not in paths
         path = (fetch(card) if fetched else locate(card, paths)).absolute()
         variant = None if card.hub is None else card.hub.variant
+        digest = weights_digest(path, card.components, variant)
+        check_model(name, path, digest)
         files, _ = weight_files(path / card.denoiser, variant)
         policy = policy_of(card, protocol.get("policy", "harness"))
         sampling = asdict(card.sampling)
@@ -328,7 +347,7 @@ class Project:
         return ModelFacts(
             name=name,
             path=path,
-            digest=weights_digest(path, card.components, variant),
+            digest=digest,
             sampling=sampling,
             seconds_per_image=_EMBEDDED_SECONDS_PER_IMAGE.get(name),
             bytes_per_image=round(
@@ -345,12 +364,13 @@ class Project:
             | {"timestep_unit": card.timestep_unit},
         )
 
-    def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
-        """Check that every file of the models is there."""
+    def missing_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> dict[str, Missing]:
+        """Return the published models of which files are missing, and which."""
         from harness.models import registry
-        from harness.models.locate import check_complete
 
-        check_complete([registry.get(name) for name in names], paths)
+        cards = [card for card in map(registry.get, names) if not card.embedded]
+        found = {card.name: _missing(card, paths.get(card.name)) for card in cards}
+        return {name: missing for name, missing in found.items() if missing is not None}
 
     def method(self, name: str, overrides: Mapping[str, str]) -> MethodFacts:
         """Return the facts of a method with its settings."""
@@ -448,8 +468,8 @@ class Project:
         self,
         setting: Setting,
         prompts: Sequence[Prompt],
-        images: tuple[NDArray[np.uint8], NDArray[np.float32] | None],
-        reference: tuple[NDArray[np.uint8], NDArray[np.float32] | None] | None,
+        images: tuple[Pictures, NDArray[np.float32] | None],
+        reference: tuple[Pictures, NDArray[np.float32] | None] | None,
     ) -> tuple[dict[str, Metric], dict[str, list[float | None]]]:
         """Form the metrics of a cell."""
         from harness.reduce import CellData, reduce_cell

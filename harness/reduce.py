@@ -6,11 +6,12 @@ import math
 
 from harness.figures.base import SCENES, CellData, Figure, absent
 from harness.figures.distributions import (
+    OF_CLEAN,
     OF_INCEPTION,
+    clean_figures,
     cmmd_figures,
     dinov2_figures,
     inception_figures,
-    real_images,
 )
 from harness.figures.pairs import pair_figures
 from harness.figures.scenes import OF_FEATURES, OF_SCENES, scene_figures
@@ -44,12 +45,11 @@ def reduce_cell(data: CellData, world: SceneWorld | None = None) -> tuple[dict[s
         UserError: weights or real images given by path are unusable.
     """
     with single_thread():
-        real = real_images(data)
         figures = (
             pair_figures(data)
             | _space_figures(data, world)
-            | cmmd_figures(data, real)
-            | dinov2_figures(data, real)
+            | cmmd_figures(data)
+            | dinov2_figures(data)
             | clip_figures(data)
             | reward_figures(data)
         )
@@ -65,10 +65,10 @@ def reduce_cell(data: CellData, world: SceneWorld | None = None) -> tuple[dict[s
 def _space_figures(data: CellData, world: SceneWorld | None) -> dict[str, Figure]:
     """Figures of the features a prompt set is judged by: the recogniser's on scenes, else Inception's."""
     if data.dataset == SCENES:
-        others = set(OF_INCEPTION) - set(OF_FEATURES)
+        others = {*OF_INCEPTION, *OF_CLEAN} - set(OF_FEATURES)
         return dict.fromkeys(others, absent("n/a: not formed on scenes")) | scene_figures(data, world)
     of_scenes = dict.fromkeys(OF_SCENES, absent("n/a: dataset is not scenes"))
-    return of_scenes | inception_figures(data, real_images(data))
+    return of_scenes | inception_figures(data) | clean_figures(data)
 
 
 def _canonical(value: float | None) -> float | None:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 from harness.datasets.contract import PromptSet
 from harness.errors import UserError, unknown
+from harness.metrics import REAL_IMAGES
 from harness.world import MethodFacts, World
 
-REFERENCE = "reference"
+REFERENCE, SCENES = "reference", "scenes"
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference", "triton")
+ADM_BATCH = "adm"
+"""What the manifest calls ADM's reference batch: the real images of the ImageNet classes."""
 LARGEST_BLOCK = 100
 """Images of a block are named by two digits."""
 
@@ -148,7 +151,13 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, Path]:
 
 
 def choose_model_paths(texts: Sequence[str], models: Sequence[str], world: World) -> dict[str, Path]:
-    """Return `--model-path` by model; raises UserError for another model or a folder that is not there."""
+    """Return `--model-path` by model; for models without one, the folder that was fetched, if it was.
+
+    Raises:
+        UserError: it is of another model, or no folder.
+    """
+    from harness.fetched import data_folder, fetched_model
+
     found = _pairs(texts, "--model-path")
     for name, path in found.items():
         if name not in world.model_names():
@@ -157,13 +166,8 @@ def choose_model_paths(texts: Sequence[str], models: Sequence[str], world: World
             raise UserError(f"--model-path {name}: {name} is not among the models of this run")
         if not path.is_dir():
             raise UserError(f"--model-path {name}: {path} is not a folder")
-    return found
-
-
-def data_folder() -> Path:
-    """Return where `harness fetch` puts files and `harness run` looks for those that are not given."""
-    given = os.environ.get("HARNESS_DATA")
-    return Path(given) if given else Path.home() / ".cache" / "lowbit-harness"
+    fetched = {name: fetched_model(name, data_folder()) for name in models if name not in found}
+    return found | {name: path for name, path in fetched.items() if path is not None}
 
 
 def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world: World) -> dict[str, Path]:
@@ -172,7 +176,7 @@ def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world
     Raises:
         UserError: nothing takes it, it is not there, or a prompt set lacks its own.
     """
-    from harness.fetching import held
+    from harness.fetched import data_folder, held
 
     found = _pairs(texts, "--data-path")
     for name, path in found.items():
@@ -189,4 +193,5 @@ def choose_data_paths(texts: Sequence[str], sets: Mapping[str, PromptSet], world
                 found[name] = fetched
                 continue
             raise UserError(f"dataset {name} needs its file: give --data-path {name}=PATH")
-    return found
+    batch = held(ADM_BATCH, data_folder()) if "classes" in sets and REAL_IMAGES not in found else None
+    return found if batch is None else found | {REAL_IMAGES: batch}

@@ -19,11 +19,12 @@ from harness.cell import Job, write_failure
 from harness.errors import UserError
 from harness.execute import DISK_FULL, Event, Executor, LocalExecutor, Task, resolve
 from harness.files import is_disk_full, replace_file
+from harness.missing import check_there
 from harness.outlook import Outlook, finished_record, make_jobs, survey, totals
 from harness.plan import Cell, Plan, make_plan
 from harness.progress import RunProgress
 from harness.reports.record import Record, State
-from harness.request import Request, choose_model_paths, choose_models
+from harness.request import Request
 from harness.store import RunStore
 from harness.timings import Timings
 from harness.world import World
@@ -171,15 +172,10 @@ def dry_run(request: Request) -> tuple[Plan, dict[str, Outlook], int]:
 
 
 def _ready(request: Request, downloads: bool = True) -> World:
-    """Set the environment, and check what can be checked before anything heavy is imported.
-
-    Where nothing may be downloaded, every file of the models must be there.
-    """
+    """Set the environment, and check what can be checked before anything heavy is imported."""
     go_offline(request)
     world: World = resolve(DEFAULT_WORLD)
-    if request.offline or not downloads:
-        models = choose_models(request, world)
-        world.check_models(models, choose_model_paths(request.model_paths, models, world))
+    check_there(request, world, models=request.offline or not downloads)
     return world
 
 

@@ -48,20 +48,37 @@ TRAINING_STATE = "state.safetensors"
 
 @dataclass(frozen=True)
 class Block:
-    """One finished block.
+    """One block to be stored.
 
     Attributes:
         images: uint8 [n, height, width, 3].
         features: float32 [n, 64], or None for a prompt set without a recogniser.
         seconds: how long generating it took.
-        judge: digest of what formed the features.
         roads: kernels that ran, by layer; empty where layers have one way only.
     """
 
     images: NDArray[np.uint8]
     features: NDArray[np.float32] | None
     seconds: float
-    judge: str = ""
+    roads: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """One finished block; its images stay in their files.
+
+    Attributes:
+        images: files of the images, in order.
+        features: float32 [n, 64], or None for a prompt set without a recogniser.
+        seconds: how long generating it took.
+        judge: digest of what formed the features.
+        roads: kernels that ran, by layer; empty where layers have one way only.
+    """
+
+    images: tuple[Path, ...]
+    features: NDArray[np.float32] | None
+    seconds: float
+    judge: str
     roads: dict[str, str] = field(default_factory=dict)
 
 
@@ -251,23 +268,18 @@ class CellStore:
         folder = self.block_folder(index)
         return None if folder.parent.is_symlink() else read_manifest(folder)
 
-    def read_block(self, index: int, owner: str) -> Block | None:
+    def stored_block(self, index: int, owner: str) -> StoredBlock | None:
         """Return block `index`, or None when it is missing, damaged or made for another owner."""
-        import numpy as np
-        from PIL import Image
         from safetensors.numpy import load_file
 
         folder = self.block_folder(index)
         note = self._block_note(index)
         if note is None or note.get("owner") != owner:
             return None
-        images = []
-        for path in sorted(folder.glob("*.png")):
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB"), dtype=np.uint8))
         features = load_file(folder / FEATURES)["features"] if (folder / FEATURES).exists() else None
         roads = {str(layer): str(road) for layer, road in note.get("roads", {}).items()}
-        return Block(np.stack(images), features, float(note["seconds"]), str(note.get("judge")), roads)
+        images = tuple(sorted(folder.glob("*.png")))
+        return StoredBlock(images, features, float(note["seconds"]), str(note.get("judge")), roads)
 
     def write_block(self, index: int, owner: str, block: Block, judge: str) -> None:
         """Store block `index`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.datasets.contract import Prompt, PromptSet
 from harness.reports.record import Metric
@@ -17,6 +17,8 @@ from harness.reports.record import Metric
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from harness.metrics.images import Pictures
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,18 @@ class ModelFacts:
     card: dict[str, Any] = field(default_factory=dict)
     slowness: float = 1.0
     calibration_bytes: int | None = None
+
+
+class Missing(NamedTuple):
+    """Files of a model that are not there.
+
+    Attributes:
+        files: which, and where they were looked for.
+        on_hub: whether `harness fetch` can get them.
+    """
+
+    files: str
+    on_hub: bool
 
 
 @dataclass(frozen=True)
@@ -214,12 +228,8 @@ class World(Protocol):
         """Return the methods `--methods all` stands for."""
         ...
 
-    def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
-        """Check, importing nothing heavy, that every file of the models is there.
-
-        Raises:
-            harness.errors.UserError: the message lists all that are missing.
-        """
+    def missing_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> dict[str, Missing]:
+        """Return the models of which files are missing, and which these are; imports nothing heavy."""
         ...
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
@@ -266,8 +276,8 @@ class World(Protocol):
         self,
         setting: Setting,
         prompts: Sequence[Prompt],
-        images: tuple[NDArray[np.uint8], NDArray[np.float32] | None],
-        reference: tuple[NDArray[np.uint8], NDArray[np.float32] | None] | None,
+        images: tuple[Pictures, NDArray[np.float32] | None],
+        reference: tuple[Pictures, NDArray[np.float32] | None] | None,
     ) -> tuple[dict[str, Metric], dict[str, list[float | None]]]:
         """Return the metrics of a cell, and those that have one value per prompt."""
         ...

@@ -59,7 +59,9 @@ class Result:
     """What a cell yields on this machine whatever happened on the way: byte-identical after interruptions.
 
     `prompts` holds the digest of each prompt that counts, in order: what values per prompt are paired by. It
-    is empty in records of versions that did not keep them.
+    is empty in records of versions that did not keep them. `slices` names the part of the
+    prompt set that each prompt belongs to, beside the lists of `per_prompt`; it is empty where the set has no
+    parts.
     """
 
     state: State
@@ -72,6 +74,7 @@ class Result:
     metrics: dict[str, Metric] = field(default_factory=dict)
     per_prompt: dict[str, list[float | None]] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
+    slices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types. Infinities and NaN become None: JSON has no word for them."""
         plain: dict[str, Any] = finite(asdict(self))
+        if not self.result.slices:  # the field came later: records without slices stay as they were
+            del plain["result"]["slices"]
         return plain
 
     @classmethod

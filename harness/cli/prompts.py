@@ -42,6 +42,7 @@ def prompts_command(
     from harness.datasets.selection import seeded, select
     from harness.noise import prompt_seed
     from harness.protocols import settle
+    from harness.reports.formats.layout import clean
 
     if n < 1:
         raise UserError(f"--prompts {n}: give at least 1")
@@ -62,13 +63,16 @@ def prompts_command(
         f"the first {n} of protocol {settled.base.name} ({settled.hash}), selection {settled.base.selection}:"
     )
     for row in rows:
-        print(f"{row['id']}  seed {row['seed']}  {' '.join(row['text'].split())}")
+        print(f"{row['id']}  seed {row['seed']}  {clean(' '.join(row['text'].split()))}")
 
 
 def _summary(name: str, path: Path | None) -> str:
     """Return a line of what a set holds."""
     from harness.datasets import registry
     from harness.datasets.coco import COCO, images
+    from harness.datasets.fileset import FileSet
+    from harness.datasets.images import find_images
+    from harness.reports.formats.layout import clean
 
     found = registry.get(name)
     count = found.count(path)
@@ -84,7 +88,10 @@ def _summary(name: str, path: Path | None) -> str:
     if slices:
         listed = ", ".join(f"{part} {size}" for part, size in slices.most_common())
         parts.append(f"{len(slices)} categories: {listed}")
-    return f"{name}: " + "; ".join(parts)
+    if isinstance(found, FileSet) and all(prompt.image for prompt in everything):
+        there = sum(file is not None for file in find_images(everything, found, path))
+        parts += [f"{there} of {count} reference images beside it"] if there else []
+    return clean(f"{name}: " + "; ".join(parts))
 
 
 def leaks_command(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from harness.reports.record import Record
 
 FORMATS = ("table", "markdown", "csv", "latex", "typst", "json", "jsonl", "html")
-REPORT = "report"
-"""The name of the full report where a document holds it."""
+REPORT, SLICES = "report", "slices"
+"""The names of the full report and of the table by slice where a document holds them."""
 
 
 def report_command(
@@ -33,6 +33,9 @@ def report_command(
     table: Annotated[
         Path | None, typer.Option("--table", metavar="SPEC.yaml", help="Print this table instead of all.")
     ] = None,
+    slices: Annotated[
+        bool, typer.Option("--slices", help="Print the figures of each category of the prompt set.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to this file.")] = None,
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="Fail if FILE no longer says this.")
@@ -40,7 +43,11 @@ def report_command(
 ) -> int:
     """Print the table of a run folder."""
     fmt = chosen_format(fmt, FORMATS, check or output)
+    if slices and table is not None:
+        raise UserError("--slices and --table exclude each other")
     records = read_runs(runs)
+    if slices:
+        return deliver(_by_slice(records, fmt), SLICES, output, check)
     if table is not None:
         from harness.reports.tables import load_spec
 
@@ -57,6 +64,17 @@ def report_command(
     one_run = len(runs) == 1 and runs[0].is_dir()
     text = _page(runs[0], records) if fmt == "html" and one_run else formats.render(records, fmt)
     return deliver(text, REPORT, output, check)
+
+
+def _by_slice(records: Sequence[Record], fmt: str) -> str:
+    """Return the table by slice; raises UserError when the records name no slices."""
+    from harness.reports.tables import render_built
+    from harness.reports.tables.slices import slice_table
+
+    try:
+        return render_built(slice_table(records), "markdown" if fmt == "table" else fmt)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _page(run: Path, records: Sequence[Record]) -> str:

@@ -41,6 +41,19 @@ def _fid_ref() -> tuple[float, float]:
     return fid_ref(cloud(300, 8, 1, 1.0), cloud(300, 8, 1)), 8.0
 
 
+def _fid_clean_ref() -> tuple[float, float]:
+    from harness.metrics.fid_clean_ref import fid_clean_ref
+
+    return fid_clean_ref(cloud(300, 8, 1, 1.0), cloud(300, 8, 1)), 8.0
+
+
+def _fid_clean() -> tuple[float, float]:
+    from harness.metrics.fid_clean import fid_clean
+
+    a, b = cloud(400, 32, 1, 0.1), cloud(500, 32, 2)
+    return fid_clean(a, b), _their_fid(a, b)
+
+
 def _fid_delta() -> tuple[float, float]:
     from harness.metrics.fid_delta import fid_delta
 
@@ -154,6 +167,8 @@ def _prompt_accuracy() -> tuple[float, float]:
 CHECKS = (
     Check("fid", "torch-fidelity on the same features", _fid, 1e-6),
     Check("fid_ref", "closed form: a shift", _fid_ref, 1e-5),
+    Check("fid_clean", "torch-fidelity on the same features", _fid_clean, 1e-6),
+    Check("fid_clean_ref", "closed form: a shift", _fid_clean_ref, 1e-5),
     Check("fid_delta", "torch-fidelity on the same features", _fid_delta, 1e-6),
     Check("kid_delta", "the definition, over all pairs", _kid_delta, 1e-9),
     Check("sfid", "closed form: a shift", _sfid, 1e-9),

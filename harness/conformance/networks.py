@@ -24,8 +24,14 @@ from harness.conformance.inputs import pictures, seed_weights
 from harness.metrics.sources import Found, find
 from harness.metrics.weights import no_progress_bar
 
-# Root mean square over two pictures of torch-fidelity 0.4.0's Inception-v3 with weights from NumPy.
-_INCEPTION = {"pool": 0.3619323034522478, "spatial": 0.6440678921226409, "logits": 0.5030599170466413}
+# Root mean square over two pictures of torch-fidelity 0.4.0's Inception-v3 with weights from NumPy; `clean`
+# is `pool` after clean-fid's resizing.
+_INCEPTION = {
+    "pool": 0.3619323034522478,
+    "spatial": 0.6440678921226409,
+    "logits": 0.5030599170466413,
+    "clean": 0.37006792269414746,
+}
 _TEXTS = ("a cat", "bad dog")
 
 
@@ -38,15 +44,18 @@ def _found(key: str, folder: Path) -> Found:
 
 @functools.cache
 def _inception() -> dict[str, float]:
-    """Root mean square of each feature, through our extractor."""
+    """Root mean square of each feature, through our extractors."""
     import torch
 
-    from harness.metrics.extractors.inception import Inception
+    from harness.metrics.extractors.inception import POOL, Inception
+    from harness.metrics.extractors.inception_clean import CleanInception
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inception.pth"
         torch.save(inception_weights(), file)
-        features = Inception(_found("inception", file))(pictures(2, 96))
+        found = _found("inception", file)
+        features = Inception(found)(pictures(2, 96))
+        features["clean"] = CleanInception(found)(pictures(2, 96))[POOL]
     return {name: float(np.sqrt(np.mean(value.astype(np.float64) ** 2))) for name, value in features.items()}
 
 
@@ -251,6 +260,11 @@ _STORED = "torch-fidelity 0.4.0 (stored)"
 
 CHECKS = (
     Check("fid", f"Inception's pool features, {_STORED}", functools.partial(_of_inception, "pool")),
+    Check(
+        "fid_clean",
+        f"Inception's features after resizing, {_STORED}",
+        functools.partial(_of_inception, "clean"),
+    ),
     Check("sfid", f"Inception's spatial features, {_STORED}", functools.partial(_of_inception, "spatial")),
     Check("inception_score", f"Inception's logits, {_STORED}", functools.partial(_of_inception, "logits")),
     Check("fd_dinov2", "transformers, small random DINOv2", _dinov2),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.conformance.check import Check
-from harness.conformance.inputs import pair, seed_weights
+from harness.conformance.inputs import pair, pictures, seed_weights
 
 _TORCHMETRICS = "torchmetrics 1.9.0 (stored)"
 # structural_similarity_index_measure and multiscale_... of `pair(2, 176)`, data range 255, in float64.
@@ -77,6 +77,32 @@ def _lpips_scene() -> tuple[float, float]:
     return float(lpips_scene(stages, [-stage for stage in stages])[0]), 8.0
 
 
+def _clean_resize() -> tuple[float, float]:
+    """A smaller and a larger side at once, weighted so that a shift by part of a pixel shows."""
+    from harness.metrics.extractors.inception_clean import SIDE, clean_resize
+
+    (image,) = pictures(1, 400)
+    image = image[:, :150]
+    weights = np.random.default_rng(2).normal(size=(SIDE, SIDE, 1))
+    down, across = cubic_filter(400, SIDE), cubic_filter(150, SIDE)
+    expected = np.einsum("ij,jkc,lk->ilc", down, image.astype(np.float64), across, optimize=True)
+    found = clean_resize(image).astype(np.float64)
+    return tuple(float((weights * x.clip(0, 255)).sum()) for x in (found, expected))  # type: ignore[return-value]
+
+
+def cubic_filter(size: int, target: int) -> np.ndarray:
+    """Return the matrix [target, size] of Pillow's bicubic filter: Keys' kernel (1981), a = -1/2.
+
+    Where the image shrinks the kernel is widened by the same factor, which is the antialiasing.
+    """
+    scale = max(size / target, 1.0)
+    centres = (np.arange(target)[:, None] + 0.5) * size / target
+    t = np.abs(np.arange(size)[None, :] + 0.5 - centres) / scale
+    kernel = np.where(t < 1, (1.5 * t - 2.5) * t**2 + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2)
+    kernel[t >= 2] = 0.0
+    return np.asarray(kernel / kernel.sum(axis=1, keepdims=True))
+
+
 CHECKS = (
     Check("psnr", "closed form: a constant error", _psnr, 1e-12),
     Check("psnr_pooled", "closed form: two constant errors", _psnr_pooled, 1e-12),
@@ -84,5 +110,6 @@ CHECKS = (
     Check("ms_ssim", _TORCHMETRICS, _ms_ssim, 1e-7),
     Check("lpips", "the lpips package, random AlexNet", functools.partial(_lpips, "alex")),
     Check("lpips_vgg", "the lpips package, random VGG-16", functools.partial(_lpips, "vgg")),
+    Check("fid_clean", "Keys' cubic kernel, widened where the image shrinks", _clean_resize, 1e-5),
     Check("lpips_scene", "closed form: opposite features", _lpips_scene, 1e-6),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from harness.datasets.contract import Prompt
 from harness.metrics import METRICS
 from harness.metrics.features import FeatureCache
+from harness.metrics.images import Array, Pictures
+from harness.metrics.real_images import RealImages, find_real
 from harness.metrics.sources import Found, find
 from harness.reports.record import Metric
 from harness.reports.statistics import t_interval
@@ -33,7 +36,7 @@ class CellData:
     """All that the figures of a cell are formed from.
 
     Attributes:
-        images: uint8 [n, height, width, 3], in the order of the prompts.
+        images: uint8 [n, height, width, 3] in the order of the prompts, or files that hold such.
         features: the recogniser's features of them, float32 [n, 64], or None to read them here.
         prompts: n prompts.
         reference_images: the reference cell's images for the same prompts and noise, or None (for the
@@ -45,10 +48,10 @@ class CellData:
         device: what networks run on.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Pictures
     features: NDArray[np.float32] | None
     prompts: Sequence[Prompt]
-    reference_images: NDArray[np.uint8] | None = None
+    reference_images: NDArray[np.uint8] | Pictures | None = None
     reference_features: NDArray[np.float32] | None = None
     dataset: str = SCENES
     data_paths: Mapping[str, Path] = field(default_factory=dict)
@@ -56,11 +59,27 @@ class CellData:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        rows = (self.images, self.features, self.reference_images, self.reference_features)
-        if any(array is not None and len(array) != len(self.prompts) for array in rows):
-            raise ValueError(f"every array must have one row for each of the {len(self.prompts)} prompts")
         if not self.prompts:
             raise ValueError("a cell without images has no figures")
+        rows = (self.images, self.features, self.reference_images, self.reference_features)
+        if any(array is not None and array.shape[0] != len(self.prompts) for array in rows):
+            raise ValueError(f"every array must have one row for each of the {len(self.prompts)} prompts")
+
+    @property
+    def pictures(self) -> Pictures:
+        """The images, to be gone through part by part."""
+        return Array(self.images) if isinstance(self.images, np.ndarray) else self.images
+
+    @property
+    def reference_pictures(self) -> Pictures | None:
+        """The reference cell's images, likewise."""
+        theirs = self.reference_images
+        return Array(theirs) if isinstance(theirs, np.ndarray) else theirs
+
+    @functools.cached_property
+    def real(self) -> RealImages:
+        """The real images to compare with; raises UserError when those given cannot be read."""
+        return find_real(self.prompts, self.dataset, self.data_paths)
 
     @property
     def store(self) -> FeatureCache:

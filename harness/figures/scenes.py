@@ -22,10 +22,10 @@ OF_FEATURES = ("fid", "fid_ref", "fid_delta", "kid", "kid_delta", "precision", "
 
 def scene_figures(data: CellData, world: SceneWorld | None) -> dict[str, Figure]:
     """Distances, answers and distributions as the recogniser sees them."""
-    if data.images.shape[1:] != (SIDE, SIDE, 3):
+    if data.pictures.shape[1:] != (SIDE, SIDE, 3):
         return {name: absent(f"n/a: images are not {SIDE}x{SIDE}") for name in (*OF_SCENES, *OF_FEATURES)}
     world = world or shipped_world()
-    scores = score_scenes(world, data.images, data.prompts, data.reference_images)
+    scores = score_scenes(world, data.pictures, data.prompts, data.reference_pictures)
     distances = scores.distances
     accuracy: Figure = prompt_accuracy(scores.judged), [float(right) for right in scores.judged]
     return {

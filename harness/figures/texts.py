@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from harness.figures.base import CellData, Figure, absent, mean
 from harness.metrics.clip_iqa import ANCHORS, clip_iqa
 from harness.metrics.clip_score import clip_score
+from harness.metrics.extractors import BATCH
 from harness.metrics.extractors.clip import EMBEDDING, Clip
 from harness.metrics.image_reward import image_reward, load_image_reward
-from harness.metrics.real_images import Array
 from harness.metrics.sources import missing_note
 from harness.metrics.weights import check_published
 
@@ -18,7 +20,7 @@ def clip_figures(data: CellData) -> dict[str, Figure]:
     if found is None:
         return dict.fromkeys(("clip_score", "clip_iqa"), absent(missing_note("clip")))
     note = check_published(found)
-    images = data.store.features(Clip, Clip.version, found, Array(data.images))[EMBEDDING]
+    images = data.store.features(Clip, Clip.version, found, data.pictures)[EMBEDDING]
     model = Clip(found, data.device)
     texts = model.texts([prompt.text for prompt in data.prompts])
     return {
@@ -39,5 +41,7 @@ def reward_figures(data: CellData) -> dict[str, Figure]:
         return {
             "image_reward": absent("n/a: image-reward is not installed: pip install lowbit-harness[reward]")
         }
-    scores = image_reward(model, data.images, [prompt.text for prompt in data.prompts])
+    texts = iter([prompt.text for prompt in data.prompts])
+    runs = data.pictures.runs(BATCH)
+    scores = [score for run in runs for score in image_reward(model, run, list(islice(texts, len(run))))]
     return {"image_reward": mean(scores, note)}

@@ -21,8 +21,13 @@ def psnr(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.
     Raises:
         ValueError: the arrays differ in shape or are not uint8.
     """
+    return decibels(mse(images, reference))
+
+
+def decibels(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 10 log10(255² / error) of mean squared errors: float64, infinite where there is none."""
     with np.errstate(divide="ignore"):
-        return np.asarray(10.0 * np.log10(PEAK**2 / mse(images, reference)), dtype=np.float64)
+        return np.asarray(10.0 * np.log10(PEAK**2 / errors), dtype=np.float64)
 
 
 def mse(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,12 @@ def psnr_pooled(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> Inte
     Raises:
         ValueError: the arrays differ in shape or are not uint8.
     """
-    mean, low, high = t_interval(mse(images, reference).tolist())
+    return pooled(mse(images, reference).tolist())
+
+
+def pooled(errors: Sequence[float]) -> Interval:
+    """Return the same of the mean squared error of each pair."""
+    mean, low, high = t_interval(errors)
     if mean is None or mean <= 0:
         return Interval(None, None, None)
     if low is None or high is None or low <= 0:

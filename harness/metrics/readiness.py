@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.metrics import METRICS, MetricSpec
 from harness.metrics.sources import WEIGHTS, find, missing_note
-from harness.metrics.weights import check_published
+from harness.metrics.weights import NOT_PUBLISHED, check_published, load_weights
 
 _OPTIONAL = {"image-reward": "package image-reward is not installed: pip install lowbit-harness[reward]"}
 """What to say where the package of that name is not installed."""
@@ -50,9 +50,12 @@ def _state(key: str, data_paths: Mapping[str, Path]) -> tuple[str, str]:
     if found is None:
         return "missing", missing_note(key).removeprefix("n/a: ")
     try:
-        return "ready", check_published(found)
+        note = check_published(found)
+        if note.endswith(NOT_PUBLISHED):  # nothing vouches for it but that it can be read
+            load_weights(found.path())
     except UserError as error:
         return "damaged", str(error)
+    return "ready", note
 
 
 def _installed(package: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets.contract import Prompt
+from harness.metrics.images import Pictures
 from harness.metrics.lpips_scene import lpips_scene
 from harness.metrics.weights import single_thread
 
@@ -89,31 +90,26 @@ class SceneScores:
 
 def score_scenes(
     world: SceneWorld,
-    images: NDArray[np.uint8],
+    images: Pictures,
     prompts: Sequence[Prompt],
-    reference: NDArray[np.uint8] | None,
+    reference: Pictures | None,
 ) -> SceneScores:
-    """Read uint8 [n, 64, 64, 3] images and score them against their prompts and the reference's images."""
+    """Read images of 64x64 and score them against their prompts and the reference's images."""
     features: list[NDArray[np.float32]] = []
     judged: list[bool] = []
     distances: list[NDArray[np.float64]] = []
     with single_thread():
-        for part in _chunks(len(images)):
-            reading = _read(world, images[part])
+        theirs = None if reference is None else reference.runs(_CHUNK)
+        for run in images.runs(_CHUNK):
+            reading = _read(world, run)
             features.append(reading.features.numpy())
-            judged += world.judge(reading, list(prompts[part]))
-            if reference is not None:
-                other = _read(world, reference[part])
+            judged += world.judge(reading, list(prompts[len(judged) : len(judged) + len(run)]))
+            if theirs is not None:
+                other = _read(world, next(theirs))
                 distances.append(lpips_scene(_arrays(reading), _arrays(other)))
     return SceneScores(
         np.concatenate(features), judged, np.concatenate(distances) if reference is not None else None
     )
-
-
-def _chunks(n: int) -> Iterator[slice]:
-    """Cut range(n) into runs of `_CHUNK`."""
-    for start in range(0, n, _CHUNK):
-        yield slice(start, start + _CHUNK)
 
 
 def _read(world: SceneWorld, images: NDArray[np.uint8]) -> Reading:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.fetched import data_folder, fetched_files
 
 MISSING_WEIGHTS = "n/a: missing weights"
 
@@ -110,12 +111,14 @@ class Found:
     Attributes:
         weights: which.
         files: path of each file by its name.
-        given: they were given by path; else they lay in a cache.
+        given: they were given by path; else they were fetched or lay in a cache.
+        digests: sha256 by name that the manifest of `harness fetch` records of them.
     """
 
     weights: Weights
     files: Mapping[str, Path]
     given: bool
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, *names: str) -> Path:
         """Return the path of the one file, or of the first of `names` that is there."""
@@ -125,12 +128,12 @@ class Found:
 
 
 def find(key: str, data_paths: Mapping[str, Path], hub: bool = True) -> Found | None:
-    """Return the weights `key`: those given by path, else those in torch's or the hub's cache, else None.
+    """Return the weights `key`: given by path, else fetched, else in torch's or the hub's cache, else None.
 
     Args:
         key: of `WEIGHTS`.
         data_paths: paths given with `--data-path`.
-        hub: whether the hub's cache counts.
+        hub: whether the hub's files count, fetched or in its cache.
 
     Raises:
         UserError: a path is given that does not hold them.
@@ -138,6 +141,9 @@ def find(key: str, data_paths: Mapping[str, Path], hub: bool = True) -> Found | 
     weights = WEIGHTS[key]
     if key in data_paths:
         return _given(weights, data_paths[key])
+    fetched = _fetched(weights) if weights.file or hub else None
+    if fetched is not None:
+        return fetched
     if weights.file:
         cached = torch_checkpoints() / weights.file
         return Found(weights, {weights.file: cached}, False) if cached.is_file() else None
@@ -172,11 +178,11 @@ def missing_note(key: str) -> str:
     """Return the note of a figure whose weights are missing: the exact files and how to get them."""
     weights = WEIGHTS[key]
     if weights.file:
-        how = f"{weights.url}{weights.file}; put it into torch's cache or give --data-path {key}=FILE"
-        return f"{MISSING_WEIGHTS}: {how}"
+        how = f"`harness fetch --weights {key}` gets it, or give --data-path {key}=FILE"
+        return f"{MISSING_WEIGHTS}: {weights.url}{weights.file}; {how}"
     names = ", ".join(name.replace("|", " or ") for name in weights.files)
-    how = f"{names} of {weights.url}; fetch them into the hub's cache or give --data-path {key}=FOLDER"
-    return f"{MISSING_WEIGHTS}: {how}"
+    how = f"`harness fetch --weights {key}` gets them, or give --data-path {key}=FOLDER"
+    return f"{MISSING_WEIGHTS}: {names} of {weights.url}; {how}"
 
 
 def torch_checkpoints() -> Path:
@@ -204,9 +210,30 @@ def _given(weights: Weights, path: Path) -> Found:
     return Found(weights, files, True)
 
 
-def _in_hub_cache(repository: str, name: str) -> Path | None:
-    """Return a file of a repository's main revision in the hub's cache, or None."""
-    from huggingface_hub import try_to_load_from_cache
+def _fetched(weights: Weights) -> Found | None:
+    """Return what `harness fetch` left of the weights, or None unless it is all there."""
+    there = fetched_files(weights.key, data_folder())
+    files: dict[str, Path] = {}
+    for wanted in weights.files or (weights.file,):
+        name = next((name for name in wanted.split("|") if name in there), None)
+        if name is None:
+            return None
+        files[name] = there[name][0]
+    return Found(weights, files, False, {name: there[name][1] for name in files})
 
-    found = try_to_load_from_cache(repository, name)
-    return Path(found) if isinstance(found, str) else None
+
+def _in_hub_cache(repository: str, name: str) -> Path | None:
+    """Return a file of a repository's main revision in the hub's cache, or None.
+
+    The hub's client would do the same, and take half a second to import.
+    """
+    from harness.models.card import Hub
+    from harness.models.locate import snapshot
+
+    snapshots = snapshot(Hub(repository, "main")).parent
+    try:
+        commit = (snapshots.parent / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = snapshots / Path(commit).name / name
+    return path if path.is_file() else None

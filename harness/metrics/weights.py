@@ -16,6 +16,9 @@ from harness.metrics.sources import Found
 if TYPE_CHECKING:
     from torch import Tensor
 
+NOT_PUBLISHED = "(not the published file)"
+"""How the note ends of a file given by path that is another than the one published under its name."""
+
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Load a state dict with torch's restricted unpickler, on the CPU.
@@ -32,6 +35,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same
+            reason = "it is damaged, or holds objects that could run code; only tensors are read"
         raise UserError(f"{path.name} is not a file of weights: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path.name} is not a state dict of tensors")
@@ -62,8 +67,11 @@ def check_published(found: Found) -> str:
     and the note says so.
 
     Raises:
-        UserError: a cached file is not the published one.
+        UserError: a cached file is not the published one, or a fetched one not what was fetched.
     """
+    for name, recorded in found.digests.items():
+        if digest_file(found.files[name]) != recorded:
+            raise UserError(f"{found.files[name]} is not what was fetched: run `harness fetch` again")
     names = [name for name in found.files if name.endswith((".pth", ".pt", ".bin", ".safetensors"))]
     digests = {name: digest_file(found.files[name]) for name in names}
     published = found.weights.published
@@ -73,7 +81,7 @@ def check_published(found: Found) -> str:
                 raise UserError(
                     f"{name} in torch's cache is damaged: its sha256 is {digest[:8]}..., not {published}..."
                 )
-            return f"{name} sha256 {digest} (not the published file)"
+            return f"{name} sha256 {digest} {NOT_PUBLISHED}"
     return ", ".join(f"{name} sha256 {digest}" for name, digest in digests.items())
 
 

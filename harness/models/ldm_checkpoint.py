@@ -286,8 +286,10 @@ def read_checkpoint(path: Path) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or hostile pickle raises whatever its bytes lead to
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is no checkpoint that can be read safely: {first}") from error
+        raise UserError(
+            f"{path} is no checkpoint that can be read safely: it is damaged, or holds objects that could "
+            "run code; only tensors are read"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(str(key).startswith(_UNET) for key in state):
         raise UserError(f"{path} holds no weights of a latent diffusion model ({_UNET}...)")

@@ -23,10 +23,11 @@ def expand_kernel(
     out, packed, scale, offset, table, rows_of, sums,
     rows, cols, row_words, group, scale_row_stride, fixed_offset, multiplier,
     BITS: tl.constexpr, WHOLE: tl.constexpr, TABLE: tl.constexpr, OFFSET: tl.constexpr, FLAT: tl.constexpr,
-    SCALED: tl.constexpr, EXPONENT: tl.constexpr, WORDWISE: tl.constexpr, SCATTER: tl.constexpr, SUMS: tl.constexpr,
+    SCALED: tl.constexpr, EXPONENT: tl.constexpr, WORDWISE: tl.constexpr,
+    SCATTER: tl.constexpr, SUMS: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Write `(multiplier * code - offset) * scale`, or `table[code] * scale`, as numbers of the type of `out`.
+    """Write `(multiplier * code - offset) * scale`, or `table[code] * scale`, in the type of `out`.
 
     Args:
         out: [all rows, cols], contiguous; int8 (products, exact) or a float type.

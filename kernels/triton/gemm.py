@@ -54,7 +54,8 @@ def linear_kernel(
     out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
     tokens, outs, cols, rank,
     ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
-    ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """`out = (codes @ weight.T - zero * sum) * scales + projected @ up.T + bias`.
 
@@ -99,7 +100,8 @@ def linear_tma_kernel(
     out, codes, weight, row_scale, row_zero, col_scale, col_sum, projected, up, bias,
     tokens, outs, cols, rank,
     ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    ACCUMULATE: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """As `linear_kernel`; `codes` and `weight` are tensor descriptors with blocks [TILE, TILE_K]."""
     m, n = tile_of(tl.program_id(0), tl.cdiv(tokens, TILE_M), tl.cdiv(outs, TILE_N), GROUP_M)

@@ -136,7 +136,7 @@ def project(
     peaks: bool = False,
     tiles: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Down-project tokens [tokens, cols]: partial float32 [parts, tokens, rank], and peaks [parts, tokens]."""
+    """Down-project tokens: partial float32 [parts, tokens, rank], and peaks [parts, tokens]."""
     (tokens, cols), rank = x.shape, padded_rank(down)
     tiles = tiles or tile(TOKENS=64, COLS=64, warps=4, stages=3)
     size = dict(tiles.sizes)
@@ -163,7 +163,7 @@ def quantize_projected(
     project_tiles: Tile | None = None,
     tiles: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize tokens [tokens, cols] to groups of two-level scales, and project: codes, row_scale, projected."""
+    """Quantize tokens to groups of two-level scales, and project: codes, row_scale, projected."""
     tokens, cols = x.shape
     partial, peaks = project(x, down, smooth, peaks=True, tiles=project_tiles)
     codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)

@@ -1,7 +1,7 @@
 """The kernels as torch custom ops: what `torch.compile` and CUDA graphs see of them.
 
-Each has a fake implementation that knows shapes and types only. Scratch is what an op returns or allocates: it
-comes from torch's allocator and is reused by the next layer.
+Each has a fake implementation that knows shapes and types only. Scratch is what an op returns or allocates:
+it comes from torch's allocator and is reused by the next layer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def expand(
     """Expand packed codes to [rows, cols] of `dtype`, see `expand_kernel`; `group` 0 is one scale per row."""
     out = torch.empty(packed.shape[0], cols, dtype=dtype, device=packed.device)
     launch.expand(
-        out, packed, bits, cols, scale=scale, group=group, flat=flat, offset=offset, fixed_offset=fixed_offset,
-        doubled=doubled, table=table,
+        out, packed, bits, cols, scale=scale, group=group, flat=flat, offset=offset,
+        fixed_offset=fixed_offset, doubled=doubled, table=table,
     )  # fmt: skip
     return out
 
@@ -114,7 +114,11 @@ def _(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     row = x.new_empty(x.shape[0], dtype=torch.float32)
-    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(x.shape[0], launch.padded_rank(down))
+    return (
+        x.new_empty(x.shape, dtype=launch.code_type(grid)),
+        row,
+        x.new_empty(x.shape[0], launch.padded_rank(down)),
+    )
 
 
 @torch.library.custom_op("harness::project", mutates_args=())

@@ -1,5 +1,7 @@
 import json
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +120,19 @@ def test_kernels_that_differ_are_exit_code_one(
     assert "linear w4: int8, nan, 0.5, differs: 3 of 9 values were not written" in text
     assert call(["doctor", "--gpu", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["kernels"][0]["error"] is None
+
+
+def test_a_pickle_that_would_execute_is_damaged_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    evil = tmp_path / "evil.pth"
+    evil.write_bytes(pickle.dumps({"weight": Payload()}))
+    assert call(["doctor", "--no-checks", "--data-path", f"inception={evil}"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["fid"])
+    assert "damaged" in line
+    assert "could run code" in line
+    assert not (tmp_path / "ran").exists()

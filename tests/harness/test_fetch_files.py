@@ -18,7 +18,9 @@ from harness.cli import call
 from harness.datasets import sources
 from harness.datasets.sources import DOWNLOADS, Download
 from harness.errors import UserError
-from harness.fetching import MANIFEST, fetch, held, read_manifest
+from harness.fetched import MANIFEST, held, manifest_of
+from harness.fetching import fetch
+from harness.files import write_json
 from harness.protocols import names, settle
 
 QDIFF = b"'0000': a dog\n0008: a cat\n"
@@ -89,7 +91,7 @@ def test_a_file_is_fetched_once_with_a_manifest(
         fetch([download], tmp_path, quiet)
     assert server.asked == ["/q"]
     assert (tmp_path / "qdiff.yaml").read_bytes() == QDIFF
-    assert read_manifest(tmp_path) == {
+    assert manifest_of(tmp_path).files == {
         "qdiff.yaml": {
             "dataset": "qdiff",
             "url": server.url("q"),
@@ -155,7 +157,7 @@ def test_names_in_an_archive_decide_nothing(tmp_path: Path, wanted: Callable[...
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
-    fetching.write_json(tmp_path / MANIFEST, {"files": {"../x": {"dataset": "qdiff", "sha256": ""}}})
+    write_json(tmp_path / MANIFEST, {"files": {"../x": {"dataset": "qdiff", "sha256": ""}}})
     with pytest.raises(UserError, match="is damaged"):
         held("qdiff", tmp_path)
     (tmp_path / MANIFEST).write_text("{}")
@@ -177,7 +179,7 @@ def test_a_run_finds_what_was_fetched(
         "coco-mlperf": wanted("m", rows, dataset="coco", file="captions_source.tsv"),
     }
     monkeypatch.setattr(sources, "DOWNLOADS", served)
-    assert call(["fetch", "--protocol", "mlperf-sdxl"]) == 0
+    assert call(["fetch", "--protocol", "mlperf-sdxl", "--weights", "none"]) == 0
     assert f"manifest: {tmp_path / MANIFEST}" in capsys.readouterr().out
     common = ["run", "--offline", "--dry-run", "--models", "tiny-dit", "--methods", "nf4", "--bits", "4"]
     assert call([*common, "--protocol", "mlperf-sdxl", "--prompts", "1"]) == 0

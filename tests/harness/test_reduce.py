@@ -211,7 +211,7 @@ def test_missing_weights_are_named_with_where_to_get_them(world: SceneWorld) -> 
     metrics, _ = reduce_cell(cell(2), world)
     assert metrics["lpips"].note == (
         "n/a: missing weights: https://download.pytorch.org/models/alexnet-owt-7be5be79.pth; "
-        "put it into torch's cache or give --data-path lpips-alex=FILE"
+        "`harness fetch --weights lpips-alex` gets it, or give --data-path lpips-alex=FILE"
     )
     assert "vgg16-397923af.pth" in metrics["lpips_vgg"].note
     assert "ImageReward.pt, med_config.json, vocab.txt" in metrics["image_reward"].note

@@ -33,10 +33,18 @@ class SmallInception:
         }
 
 
+class SmallClean(SmallInception):
+    """Another feature of the same images."""
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {POOL: np.sqrt(super().__call__(images)[POOL])}
+
+
 @pytest.fixture(autouse=True)
 def empty_caches(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
     monkeypatch.setattr("harness.figures.distributions.Inception", SmallInception)
+    monkeypatch.setattr("harness.figures.distributions.CleanInception", SmallClean)
 
 
 def cell(n: int, **changes: object) -> CellData:

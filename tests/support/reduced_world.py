@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.project import Project
-from harness.world import ModelFacts
+from harness.world import Missing, ModelFacts
 
 
 class ReducedProject(Project):
@@ -20,8 +20,9 @@ class ReducedProject(Project):
 
     preload = ("harness.preload", "reduced")
 
-    def check_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
-        """They lie in a folder of the test's."""
+    def missing_models(self, names: Sequence[str], paths: Mapping[str, Path]) -> dict[str, Missing]:
+        """None: they lie in a folder of the test's."""
+        return {}
 
     def model(self, name: str, protocol: Mapping[str, Any], paths: Mapping[str, Path]) -> ModelFacts:
         """The facts of a reduced model, with its sampling."""

@@ -18,6 +18,22 @@ POOL, SPATIAL, LOGITS = "pool", "spatial", "logits"
 _CHANNELS = 7
 
 
+def network(found: Found) -> Any:
+    """Build torch-fidelity's Inception-v3; raises UserError when the file is not its state dict."""
+    ensure_torchvision()
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # torch-fidelity unpickles whatever a file holds; it is handed a copy of the tensors alone.
+    copy = io.BytesIO()
+    torch.save(load_tensors(found.path()), copy)
+    copy.seek(0)
+    try:
+        return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
+    except RuntimeError as error:
+        raise UserError(f"{found.path().name} does not hold torch-fidelity's Inception-v3") from error
+
+
 class Inception:
     """Three features of one pass.
 
@@ -36,19 +52,7 @@ class Inception:
         Raises:
             UserError: the file is not a state dict of torch-fidelity's Inception-v3.
         """
-        ensure_torchvision()
-        import torch
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        # torch-fidelity unpickles whatever a file holds; it is handed a copy of the tensors alone.
-        copy = io.BytesIO()
-        torch.save(load_tensors(found.path()), copy)
-        copy.seek(0)
-        try:
-            net: Any = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
-        except RuntimeError as error:
-            raise UserError(f"{found.path().name} does not hold torch-fidelity's Inception-v3") from error
-        self._net = net.to(device)
+        self._net = network(found).to(device)
         self._device = device
         self._spatial: Any = None
         # TensorFlow's mixed_6 is the third of the four 17x17 blocks of one form, and conv its 1x1 branch.

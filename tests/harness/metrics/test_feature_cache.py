@@ -7,7 +7,8 @@ from PIL import Image
 
 from harness.errors import UserError
 from harness.metrics.features import FeatureCache
-from harness.metrics.real_images import Array, Folder, RealImages
+from harness.metrics.images import Array
+from harness.metrics.real_images import folder_images, given_images
 from harness.metrics.sources import WEIGHTS, Found
 
 
@@ -73,7 +74,7 @@ def test_a_folder_of_pictures_of_several_sizes_and_modes(tmp_path: Path) -> None
     Image.fromarray(images[1][:4]).save(tmp_path / "b.PNG")
     Image.fromarray(images[2][..., 0]).save(tmp_path / "inner" / "c.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    batches = list(Folder(tmp_path).batches())
+    batches = list(folder_images(tmp_path).runs(16))
     assert [batch.shape for batch in batches] == [(1, 8, 8, 3), (1, 4, 8, 3), (1, 8, 8, 3)]
     np.testing.assert_array_equal(batches[0][0], images[0])
     np.testing.assert_array_equal(batches[2][0], np.repeat(images[2][..., :1], 3, axis=2))
@@ -83,29 +84,30 @@ def test_pictures_that_cannot_be_believed_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "real"
     folder.mkdir()
     with pytest.raises(UserError, match="holds no images"):
-        RealImages(folder)
+        given_images(folder)
     (folder / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n0000")
     with pytest.raises(UserError, match=r"cut\.png is not an image") as caught:
-        list(Folder(folder).batches())
+        list(folder_images(folder).runs(16))
     assert "\n" not in str(caught.value)
     (folder / "cut.png").unlink()
     Image.fromarray(pictures(1)[0]).save(tmp_path / "secret.png")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match=r"link\.png leads out of"):
-        RealImages(folder)
+        given_images(folder)
 
 
 def test_adm_archives_of_images_and_moments(tmp_path: Path) -> None:
     file, images = tmp_path / "ref.npz", pictures(5)
     rows = np.random.default_rng(1).normal(size=(50, 6))
     np.savez(file, arr_0=images, mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
-    real = RealImages(file)
-    np.testing.assert_array_equal(np.concatenate(list(real.images.batches())), images)
+    real = given_images(file)
+    (part,) = real.images.parts()
+    np.testing.assert_array_equal(np.concatenate(list(part.batches())), images)
     moments = real.moments("pool")
     np.testing.assert_allclose(moments.factor.T @ moments.factor, np.cov(rows, rowvar=False), rtol=1e-9)
     assert real.moments("spatial") is None
     np.savez(file, mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
-    assert RealImages(file).images is None
+    assert given_images(file).images is None
 
 
 class Payload:
@@ -120,10 +122,10 @@ def test_archives_are_never_unpickled(tmp_path: Path) -> None:
     file, trace = tmp_path / "ref.npz", tmp_path / "ran"
     np.savez(file, arr_0=np.array([Payload(trace)], dtype=object))
     with pytest.raises(UserError, match=r"ref\.npz cannot be read as ADM"):
-        RealImages(file)
+        given_images(file)
     file.write_bytes(pickle.dumps(Payload(trace)))
     with pytest.raises(UserError, match=r"ref\.npz cannot be read as ADM"):
-        RealImages(file)
+        given_images(file)
     assert not trace.exists()
 
 
@@ -140,4 +142,4 @@ def test_archives_of_something_else_are_refused(tmp_path: Path, arrays: dict, me
     file = tmp_path / "ref.npz"
     np.savez(file, **arrays)
     with pytest.raises(UserError, match=message):
-        RealImages(file)
+        given_images(file)

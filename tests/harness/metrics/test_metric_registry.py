@@ -24,7 +24,18 @@ def test_every_metric_has_a_file_with_a_function_of_its_name() -> None:
 
 
 def test_what_the_specification_fixes() -> None:
-    clouds = {"fid", "fid_ref", "fid_delta", "sfid", "kid", "kid_delta", "cmmd", "fd_dinov2"}
+    clouds = {
+        "fid",
+        "fid_ref",
+        "fid_delta",
+        "fid_clean",
+        "fid_clean_ref",
+        "sfid",
+        "kid",
+        "kid_delta",
+        "cmmd",
+        "fd_dinov2",
+    }
     shares = {"precision", "recall", "density", "coverage", "inception_score"}
     assert {n for n, s in METRICS.items() if s.min_n == 256} == clouds | shares
     lpips = {"lpips", "lpips_vgg", "lpips_scene"}

@@ -149,7 +149,6 @@ def test_offline_all_that_is_missing_is_listed_and_nothing_heavy_is_imported(
     assert done.stdout == "2 [] 1\n"
     (line,) = done.stderr.splitlines()
     parts = "scheduler/, text_encoder/, text_encoder_2/, tokenizer/, tokenizer_2/, transformer/, vae/"
-    where = (
-        "black-forest-labs/FLUX.1-dev@3de623fc: run without --offline, or give --model-path flux.1-dev=DIR"
-    )
-    assert f"flux.1-dev: model_index.json, {parts} ({where}); pixart-sigma: vae/config.json ({given})" in line
+    at = "black-forest-labs/FLUX.1-dev@3de623fc"
+    assert f"flux.1-dev: model_index.json, {parts} of {at}; pixart-sigma: vae/config.json in {given}" in line
+    assert "`harness fetch --models flux.1-dev` gets what can be had" in line

@@ -18,6 +18,7 @@ from harness.canonical import canonical_json, digest_json
 from harness.errors import UserError
 from harness.fingerprint import imported_modules, library_versions, source_digest
 from harness.methods import contract
+from harness.metrics.images import Files
 from harness.store import Block, RunStore
 
 
@@ -165,12 +166,13 @@ def test_a_block_is_read_back_bit_for_bit(tmp_path):
     cell = RunStore(tmp_path).cell("key")
     features = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
     cell.write_block(0, "owner", Block(pictures(), features, 1.5), "judge")
-    block = cell.read_block(0, "owner")
-    assert np.array_equal(block.images, pictures())
+    block = cell.stored_block(0, "owner")
+    (images,) = Files(block.images).runs(3)
+    assert np.array_equal(images, pictures())
     assert np.array_equal(block.features, features)
     assert (block.seconds, block.judge) == (1.5, "judge")
-    assert cell.read_block(0, "another owner") is None
-    assert cell.read_block(1, "owner") is None
+    assert cell.stored_block(0, "another owner") is None
+    assert cell.stored_block(1, "owner") is None
 
 
 @pytest.mark.parametrize("byte", [0, 20, -1])
@@ -184,7 +186,7 @@ def test_any_flipped_byte_of_a_block_is_noticed(tmp_path, name, byte):
     path.write_bytes(data)
     assert cell.block_digest(0, "owner") is None or json.loads(path.read_bytes())
     if name != "digest.json":
-        assert cell.read_block(0, "owner") is None
+        assert cell.stored_block(0, "owner") is None
 
 
 def test_a_block_reached_by_a_link_is_not_believed(tmp_path):
@@ -193,7 +195,7 @@ def test_a_block_reached_by_a_link_is_not_believed(tmp_path):
     folder = cell.block_folder(0)
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    assert cell.read_block(0, "owner") is None
+    assert cell.stored_block(0, "owner") is None
 
 
 def test_a_manifest_cannot_name_files_outside(tmp_path):
@@ -235,7 +237,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, broken):
         with pytest.raises(OSError, match="No space left"):
             cell.write_record({"a": 2}, "source")
     monkeypatch.undo()
-    assert cell.read_block(0, "owner") is not None
+    assert cell.stored_block(0, "owner") is not None
     assert cell.record() == {"a": 1}
     assert not list(tmp_path.rglob(".*.tmp"))
 
@@ -300,10 +302,10 @@ def test_blocks_reached_by_a_link_are_not_believed_and_not_written_to(tmp_path):
     cell.write_block(0, "owner", Block(pictures(), None, 1.0), "judge")
     (cell.folder / "blocks").rename(tmp_path / "elsewhere")
     (cell.folder / "blocks").symlink_to(tmp_path / "elsewhere")
-    assert cell.read_block(0, "owner") is None
+    assert cell.stored_block(0, "owner") is None
     assert cell.block_digest(0, "owner") is None
     cell.write_block(1, "owner", Block(pictures(), None, 1.0), "judge")
-    assert cell.read_block(1, "owner") is not None
+    assert cell.stored_block(1, "owner") is not None
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["0000"]
 
 

@@ -141,8 +141,8 @@ class ToyWorld:
     def method_names(self):
         return list(self.methods)
 
-    def check_models(self, names, paths):
-        pass
+    def missing_models(self, names, paths):
+        return {}
 
     def model(self, name, protocol, paths):
         sampling = {"steps": protocol["steps"] or 2}
@@ -206,6 +206,10 @@ class ToyWorld:
 
     def reduce(self, setting, prompts, images, reference):
         trace(setting, "reduce", setting.model.name, len(prompts))
+        images, reference = (
+            None if part is None else (np.concatenate(list(part[0].runs(7))), part[1])
+            for part in (images, reference)
+        )
         assert len(images[0]) == len(images[1]) == len(prompts)
         values = [float(image.mean()) for image in images[0]]
         metrics = {"brightness": Metric(sum(values) / len(values))}
