@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.running import split_names
+from harness.cli.grid import split_names
 from harness.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -96,7 +96,8 @@ def expand(
         rows, cols, words.shape[1], group or (1 << 30), stride, fixed, multiplier,
         BITS=bits, WHOLE=whole, TABLE=form,
         OFFSET="fixed" if offset is None else "stored", FLAT=flat, SCALED=scale is not None,
-        EXPONENT=scale is not None and scale.dtype == torch.int8, WORDWISE=not flat and group % 8 == 0, SCATTER=rows_of is not None, SUMS=sums is not None, **tiles.options(),
+        EXPONENT=scale is not None and scale.dtype == torch.int8, WORDWISE=not flat and group % 8 == 0,
+        SCATTER=rows_of is not None, SUMS=sums is not None, **tiles.options(),
     )  # fmt: skip
 
 

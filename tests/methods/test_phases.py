@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.measure import phases
-from harness.measure.phases import clocked, phase
+from harness.methods.phases import clocked, phase
 
 
 def test_phases_nest_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
