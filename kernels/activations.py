@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.kernels.codes import ActCodes
+from harness.kernels.quantizers.grid import divided
 from harness.kernels.quantizers.nvfp4 import GROUP, fake_nvfp4, scaled_nvfp4
 from harness.kernels.quantizers.scales import (
     SCALE_FORMATS,
@@ -269,13 +270,13 @@ class ActQuantizer(StoredModule):
         levels = 2**self.bits - 1
         if self.symmetric and not self.shift:
             largest = 2 ** (self.bits - 1) - 1
-            scale = _divisor(torch.maximum(lo.abs(), hi.abs()) / largest)
+            scale = _divisor(divided(torch.maximum(lo.abs(), hi.abs()), largest))
             return (x / scale).round_().clamp_(-largest, largest), scale, None
         if self.symmetric:
-            scale = _divisor(hi.clamp(min=0) / levels)
+            scale = _divisor(divided(hi.clamp(min=0), levels))
             return (x / scale).round_().clamp_(0, levels), scale, None
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-        scale = _divisor(hi / levels - lo / levels)
+        scale = _divisor(divided(hi, levels) - divided(lo, levels))
         zero = (-lo / scale).round_().clamp_(0, levels)
         return (x / scale).add_(zero).round_().clamp_(0, levels), scale, zero
 

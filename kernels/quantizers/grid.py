@@ -54,6 +54,14 @@ def fixed_offset(bits: int, grid: Grid) -> float:
     return float(2 ** (bits - 1)) if grid == "narrow" else (2**bits - 1) / 2
 
 
+def divided(values: Tensor, by: float) -> Tensor:
+    """Divide by a number with IEEE rounding, on every device.
+
+    CUDA divides by a Python number by multiplying with its reciprocal: a bit off, and codes next to a tie flip.
+    """
+    return values / torch.full((), by, device=values.device)
+
+
 def half_scale(scale: Tensor) -> Tensor:
     """Round positive scales to float16: saturating above, and never to zero unless they are zero."""
     kept = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.float16)
@@ -78,8 +86,8 @@ def grid_step(lo: Tensor, hi: Tensor, bits: int, grid: Grid) -> Tensor:
     levels = float(2**bits - 1)
     if grid not in ZERO_POINTS:
         absmax = torch.maximum(lo.abs(), hi.abs())
-        return absmax / float(2 ** (bits - 1) - 1) if grid == "narrow" else absmax * (2 / levels)
-    return hi.clamp(min=0) / levels - lo.clamp(max=0) / levels
+        return divided(absmax, 2 ** (bits - 1) - 1) if grid == "narrow" else absmax * (2 / levels)
+    return divided(hi.clamp(min=0), levels) - divided(lo.clamp(max=0), levels)
 
 
 def zero_point(lo: Tensor, scale: Tensor, bits: int, grid: Grid) -> Tensor | None:

@@ -29,7 +29,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from harness.kernels.quantizers.grid import LARGEST_SCALE, Grid, half_scale
+from harness.kernels.quantizers.grid import LARGEST_SCALE, Grid, divided, half_scale
 
 ScaleFormat = Literal["float", "integer", "e8m0"]
 SCALE_FORMATS: tuple[str, ...] = get_args(ScaleFormat)
@@ -116,7 +116,7 @@ def integer_group_scales(absmax: Tensor, largest: int, kmax: int) -> tuple[Tenso
         s float32 [..., 1] and k uint8 [..., groups]. A token that is not finite has a scale that is not, and
         multipliers without a meaning.
     """
-    row = absmax.amax(dim=-1, keepdim=True) / float(largest * kmax)
+    row = divided(absmax.amax(dim=-1, keepdim=True), largest * kmax)
     row = torch.where(row == 0, torch.ones_like(row), row)
     k = (absmax / (row * float(largest))).ceil_().clamp_(1, kmax)
     return row, k.nan_to_num_(1.0).to(torch.uint8)
@@ -137,7 +137,7 @@ def e8m0_group_scales(absmax: Tensor, largest: int) -> tuple[Tensor, Tensor]:
         s float32 [..., 1] and e int8 [..., groups], otherwise as `integer_group_scales`.
     """
     top = absmax.amax(dim=-1, keepdim=True)
-    row = top / float(largest)
+    row = divided(top, largest)
     ratio = absmax / torch.where(top == 0, torch.ones_like(top), top)
     row = torch.where(row == 0, torch.ones_like(row), row)
     return row, ceil_exponent(ratio.nan_to_num_(1.0)).to(torch.int8)
