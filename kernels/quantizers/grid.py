@@ -57,9 +57,9 @@ def fixed_offset(bits: int, grid: Grid) -> float:
 def divided(values: Tensor, by: float) -> Tensor:
     """Divide by a number with IEEE rounding, on every device.
 
-    CUDA divides by a Python number by multiplying with its reciprocal: a bit off, and codes next to a tie flip.
+    CUDA divides by a Python number by multiplying with its reciprocal, a bit off: codes next to a tie flip.
     """
-    return values / torch.full((), by, device=values.device)
+    return values / torch.full((), float(by), device=values.device)
 
 
 def half_scale(scale: Tensor) -> Tensor:
