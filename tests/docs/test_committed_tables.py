@@ -24,6 +24,16 @@ def test_the_committed_table_shows_the_committed_records(capsys: pytest.CaptureF
     assert code == 0, capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "document"), [("mpqdm", "mpqdm"), ("ablation-svdquant", "svdquant")])
+def test_methods_show_the_committed_records(
+    name: str, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, spec = (ROOT / "docs" / "results" / f"{name}.{kind}" for kind in ("jsonl", "yaml"))
+    text = ROOT / "docs" / "methods" / f"{document}.md"
+    code = call(["report", str(records), "--table", str(spec), "--check", str(text)])
+    assert code == 0, capsys.readouterr().out
+
+
 def test_the_gates_baseline_is_the_committed_run_with_more_prompts() -> None:
     """What the gate compares a fresh run with are the figures of the table above, prompt by prompt."""
     gate = ROOT / "docs" / "results" / "gate"
