@@ -1,0 +1,219 @@
+"""Every kernel in Triton's interpreter against the reference backend, on odd shapes and all widths."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.kernels import dispatch
+from harness.kernels.activations import ActQuantizer
+from harness.kernels.branch import LowRankBranch
+from harness.kernels.expansion import float_weight, units_weight
+from harness.kernels.layers import PackedConv2d, PackedLinear
+from harness.kernels.quantizers.normal_float import quantize_normal_float
+from harness.kernels.quantizers.nvfp4 import quantize_nvfp4
+from harness.kernels.quantizers.residual import fit_binary_planes
+from harness.kernels.quantizers.uniform import quantize_uniform
+from harness.kernels.weights import (
+    BinaryPlanesWeight,
+    NormalFloatWeight,
+    Nvfp4Weight,
+    PackedWeight,
+    RowMixedWeight,
+    UniformWeight,
+)
+
+pytestmark = pytest.mark.skipif(
+    not dispatch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(w: Tensor, bits: int, grid="asymmetric", group=None, scale_format="float") -> UniformWeight:
+    codes = quantize_uniform(w, bits, grid=grid, group=group, scale_format=scale_format)
+    return UniformWeight.pack(codes, bits, grid, group)
+
+
+def mixed(w: Tensor, narrow: PackedWeight, wide: PackedWeight) -> RowMixedWeight:
+    return RowMixedWeight([narrow, wide], (torch.arange(len(w)) % 3 == 0).to(torch.uint8))
+
+
+def relative(y: Tensor, wanted: Tensor) -> float:
+    return float((y.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("cols", [64, 75])
+def test_uniform_weights_expand_to_what_they_decode_to(bits: int, cols: int) -> None:
+    w = normal(11, cols)
+    for grid in ("asymmetric", "narrow", "midrise", "affine"):
+        if bits == 1 and grid == "narrow":
+            continue
+        for group in (None, "tensor", 20):
+            weight = uniform(w, bits, grid, group)
+            assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), (grid, group)
+
+
+def test_other_weights_expand_to_what_they_decode_to() -> None:
+    w = normal(12, 75)
+    picked = torch.arange(12) % 3 == 0
+    weights: list[PackedWeight] = [NormalFloatWeight.pack(quantize_normal_float(w, b), b) for b in (2, 3, 4)]
+    weights += [BinaryPlanesWeight.pack(fit_binary_planes(w, planes)) for planes in (1, 2, 3)]
+    weights.append(Nvfp4Weight.pack(quantize_nvfp4(w)))
+    weights.append(mixed(w, uniform(w[~picked], 2), BinaryPlanesWeight.pack(fit_binary_planes(w[picked], 2))))
+    for weight in weights:
+        assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), weight.kind
+
+
+@pytest.mark.parametrize(("scale_format", "dtype"), [("integer", torch.int8), ("e8m0", torch.float8_e4m3fn)])
+@pytest.mark.parametrize("grid", ["asymmetric", "narrow", "midrise"])
+def test_units_are_exact(scale_format: str, dtype: torch.dtype, grid: str) -> None:
+    for bits in (2, 3) if grid == "midrise" and scale_format == "e8m0" else (2, 3, 4):
+        weight = uniform(normal(9, 150), bits, grid, 64, scale_format)
+        found = units_weight(weight, dtype)
+        assert found is not None
+        units, scale = found()
+        assert units.dtype == dtype
+        assert torch.equal(units.float() * scale.float()[:, None], weight.dequantize())
+
+
+def test_units_of_mixed_rows() -> None:
+    w = normal(12, 70)
+    picked = torch.arange(12) % 3 == 0
+    weight = mixed(w, uniform(w[~picked], 2), uniform(w[picked], 4, "narrow"))
+    found = units_weight(weight, torch.int8)
+    assert found is not None
+    units, scale = found()
+    assert torch.equal(units.float() * scale[:, None], weight.dequantize())
+
+
+def test_weights_without_units_are_not_given_any() -> None:
+    w = normal(6, 64)
+    for weight in (
+        uniform(w, 4, "affine"),
+        uniform(w, 4, "narrow", 32),
+        uniform(w, 8),
+        uniform(w, 8, "midrise"),
+    ):
+        assert units_weight(weight, torch.int8) is None
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        ActQuantizer(8),
+        ActQuantizer(4),
+        ActQuantizer(6, "token", "dynamic", True),
+        ActQuantizer(4, "group", "dynamic", True, scale_format="integer"),
+        ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0"),
+    ],
+    ids=["a8", "a4", "a6 symmetric", "a4 integer", "a4 e8m0"],
+)
+def test_codes_of_tokens_are_the_references(act: ActQuantizer) -> None:
+    from harness.kernels.triton import ops
+
+    x = normal(7, 150) * torch.exp(2 * normal(7, 1, seed=1))
+    x[2] = 0
+    x[:, 64:128] *= 0.01
+    grid, largest_k = dispatch._grid(act)
+    codes, scale, zero = ops.quantize_tokens(x, act.bits, grid, act.group, largest_k, None, None, None)
+    wanted = act.codes(x)
+    assert torch.equal(scale, wanted.scale[:, 0])
+    ours = codes.float() - (zero[:, None] if zero.numel() else 0.0)
+    theirs = wanted.products.float() + (0.0 if wanted.offset is None else wanted.offset)
+    assert torch.equal(ours, theirs)
+
+
+def layers(w: Tensor) -> dict[str, PackedLinear]:
+    rows, cols = w.shape
+    branch = LowRankBranch(0.1 * normal(12, cols, seed=2), 0.3 * normal(rows, 12, seed=3))
+    smooth, bias = torch.rand(cols, generator=torch.Generator().manual_seed(4)) + 0.5, normal(rows, seed=5)
+    integer = ActQuantizer(4, "group", "dynamic", True, scale_format="integer")
+    power = ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0")
+    static = ActQuantizer(8, "tensor", "static", range=torch.tensor([-3.0, 4.0]))
+    all_parts = {"bias": bias, "smooth": smooth, "branch": branch}
+    return {
+        "int8": PackedLinear(uniform(w, 4, "narrow", 64, "integer"), act=integer, **all_parts),
+        "int8 tokens": PackedLinear(uniform(w, 3), act=ActQuantizer(8), **all_parts),
+        "int8 static": PackedLinear(uniform(w, 2), act=static, bias=bias),
+        "int8 sample": PackedLinear(uniform(w, 2, "midrise"), act=ActQuantizer(6, "tensor"), smooth=smooth),
+        "fp8": PackedLinear(uniform(w, 4, "narrow", 64, "e8m0"), act=power, **all_parts),
+        "expand": PackedLinear(uniform(w, 4, "narrow", 64), act=ActQuantizer(4, "group"), **all_parts),
+        "expand weight-only": PackedLinear(NormalFloatWeight.pack(quantize_normal_float(w, 4), 4), bias=bias),
+    }
+
+
+@pytest.mark.parametrize("name", list(layers(normal(2, 64))))
+def test_linear_roads(name: str) -> None:
+    layer = layers(normal(33, 192))[name]
+    x = normal(2, 9, 192, seed=6)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y, again = layer(x), layer(x)
+    assert layer.road_taken == name.split(maxsplit=1)[0]
+    assert torch.equal(y, again)
+    assert relative(y, layer.reference(x)) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("grid", "group"), [("asymmetric", 64), ("narrow", 32), ("midrise", None)])
+def test_few_tokens(bits: int, grid: str, group: int | None) -> None:
+    layer = PackedLinear(uniform(normal(21, 192), bits, grid, group), bias=normal(21, seed=1))
+    x = normal(3, 192, seed=2)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert layer.road_taken == "gemv"
+    # Codes ride on numbers from 1 to 2, up to 13 bits above the last one of the mantissa.
+    assert relative(y, layer.reference(x)) < 2e-3
+
+
+def test_convolutions_expand() -> None:
+    conv = nn.Conv2d(12, 20, 3, padding=1, stride=2)
+    branch = LowRankBranch(0.1 * normal(4, 108), 0.3 * normal(20, 4))
+    layer = PackedConv2d.like(
+        conv, uniform(conv.weight.detach().flatten(1), 3, group=27), act=ActQuantizer(8, "tensor"),
+        smooth=torch.rand(12) + 0.5, branch=branch,
+    )  # fmt: skip
+    x = normal(2, 12, 9, 9)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert layer.road_taken == "expand"
+    assert relative(y, layer.reference(x)) < 1e-5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["int8", "int8 tokens", "fp8"])
+def test_what_is_not_finite_shows(name: str, value: float) -> None:
+    layer = layers(normal(17, 128))[name]
+    x = normal(3, 128)
+    x[1, 5] = value
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert not torch.isfinite(y[1]).any()
+    assert torch.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8", "expand"])
+def test_compiled_in_one_graph(name: str) -> None:
+    layer = layers(normal(16, 128))[name]
+    x = normal(5, 128)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), layer(x))
+
+
+def test_training_and_the_default_on_a_cpu_take_the_reference() -> None:
+    layer, x = layers(normal(16, 128))["int8"], normal(3, 128)
+    assert layer.road(x) == "reference"
+    with dispatch.use_backend("triton"):
+        assert layer.road(x) == "int8"
+        assert layer.road(x.clone().requires_grad_()) == "reference"
+        assert layer.road(x[:0]) == "reference"
+    with pytest.raises(ValueError, match="unknown backend 'cuda'"):
+        dispatch.set_backend("cuda")  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""Compile every kernel ahead of time for one architecture and print how many: run without TRITON_INTERPRET.
+
+python tests/support/compile_kernels.py 90
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from harness.kernels.triton import expand, gemm, gemv, quantize
+
+FLOAT8_FROM = 89
+SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride"}
+"""Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
+
+Case = tuple[Any, dict[str, str], dict[str, Any], int]
+
+
+def expansions(arch: int) -> Iterator[Case]:
+    """Every width, read by words and by bytes, into every type of scratch."""
+    words = {1: "u8", 2: "i16", 4: "i32", 8: "i64"}
+    kinds = [("bf16", "stored", "none", "fp16"), ("i8", "fixed", "none", "u8"), ("fp16", "fixed", "rows", "")]
+    kinds += [("fp32", "fixed", "shared", "fp32"), ("fp8e4nv", "stored", "none", "i8")]
+    for bits in (1, 2, 3, 4, 5, 8):
+        for index, (out, offset, table, scale) in enumerate(kinds):
+            if out == "fp8e4nv" and arch < FLOAT8_FROM:
+                continue
+            whole = bits in words and index % 2 == bits % 2
+            fixed = "i32" if out == "i8" else "fp32"
+            signature = {
+                "out": f"*{out}",
+                "packed": f"*{words[bits] if whole else 'u8'}",
+                "fixed_offset": fixed,
+            }
+            for name in ("rows", "cols", "row_words", "group", "scale_row_stride", "multiplier"):
+                signature[name] = "i32"
+            signature |= {"scale": f"*{scale}"} if scale else {}
+            signature |= {"offset": "*u8"} if offset == "stored" else {}
+            signature |= {"table": "*fp32"} if table != "none" else {}
+            signature |= {"rows_of": "*i64"} if bits == 3 else {}
+            constants = {
+                "BITS": bits, "WHOLE": whole, "TABLE": table, "OFFSET": offset, "FLAT": table == "shared",
+                "SCALED": bool(scale), "EXPONENT": scale == "i8", "WORDWISE": table == "none",
+                "SCATTER": bits == 3, "SUMS": False, "ROWS": 8, "WORDS": 128,
+            }  # fmt: skip
+            yield expand.expand_kernel, signature, constants, 4
+
+
+def quantizations(arch: int) -> Iterator[Case]:
+    """Every grid of activations, with and without stored ranges, alone and after a projection."""
+    sizes = {"tokens": "i32", "cols": "i32", "x_stride": "i32"}
+    for grid, bits, codes in (("asymmetric", 8, "i8"), ("asymmetric", 4, "i8"), ("symmetric", 6, "i8"),
+                              ("integer", 4, "i8"), ("e8m0", 4, "fp8e4nv")):  # fmt: skip
+        if codes == "fp8e4nv" and arch < FLOAT8_FROM:
+            continue
+        grouped = grid in {"integer", "e8m0"}
+        for x in ("bf16", "fp16", "fp32"):
+            given = x == "fp16" and not grouped
+            signature = {
+                "codes": f"*{codes}", "row_scale": "*fp32", "row_zero": "*fp32", "x": f"*{x}", "smooth": "*fp16",
+                "out_stride": "i32", "tokens_per_range": "i32", **sizes,
+            }  # fmt: skip
+            signature |= {"lo_given": "*fp32", "hi_given": "*fp32"} if given else {}
+            constants = {
+                "BITS": bits, "GRID": grid, "GIVEN": given, "GROUP": 64, "LARGEST_K": 18 if grid == "integer" else 1,
+                "SMOOTH": True, "TOKENS": 1, "COLS": 4096,
+            }  # fmt: skip
+            yield quantize.quantize_kernel, signature, constants, 4
+            if grouped:
+                scaled = {
+                    "codes": f"*{codes}", "row_scale": "*fp32", "projected": f"*{x}", "x": f"*{x}",
+                    "smooth": "*fp16", "partial": "*fp32", "peaks": "*fp32", "out_stride": "i32", **sizes,
+                }  # fmt: skip
+                held = {
+                    "BITS": bits, "GRID": grid, "GROUP": 64, "LARGEST_K": constants["LARGEST_K"], "SMOOTH": True,
+                    "RANK": 32, "PARTS": 8, "TOKENS": 4, "COLS": 1024,
+                }  # fmt: skip
+                yield quantize.scaled_kernel, scaled, held, 4
+    for x, peaks in (("bf16", True), ("fp16", False), ("fp32", True)):
+        signature = {
+            "partial": "*fp32", "peaks": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
+            "rank": "i32", **sizes,
+        }  # fmt: skip
+        precision = "ieee" if x == "fp32" else "same"
+        constants = {
+            "SMOOTH": True, "RANK": 32, "PRECISION": precision, "PEAKS": peaks, "TOKENS": 64, "COLS": 64,
+        }  # fmt: skip
+        yield quantize.project_kernel, signature, constants, 4
+
+
+def products(arch: int) -> Iterator[Case]:
+    """The integer and float8 GEMM, and the few-token product at every width."""
+    for kind, accumulate in (("i8", tl.int32), ("fp8e4nv", tl.float32)):
+        if kind == "fp8e4nv" and arch < FLOAT8_FROM:
+            continue
+        for out, rows, even in (("bf16", 128, True), ("fp32", 64, False), ("fp16", 16, True)):
+            zero = kind == "i8" and not even
+            signature = {
+                "out": f"*{out}", "codes": f"*{kind}", "weight": f"*{kind}", "row_scale": "*fp32",
+                "col_scale": "*fp16", "projected": f"*{out}", "up": "*fp16", "bias": "*fp16", "tokens": "i32",
+                "outs": "i32", "cols": "i32", "rank": "i32",
+            }  # fmt: skip
+            signature |= {"row_zero": "*fp32", "col_sum": "*i32"} if zero else {}
+            constants = {
+                "ZERO": zero, "RANK": 32, "BIAS": True, "PRECISION": "ieee" if out == "fp32" else "same",
+                "EVEN": even, "ACCUMULATE": accumulate, "TILE_M": rows, "TILE_N": 128 if rows == 128 else 64,
+                "TILE_K": 128, "GROUP_M": 8,
+            }  # fmt: skip
+            yield gemm.linear_kernel, signature, constants, 4
+    for bits, codes in ((2, 16), (3, 32), (4, 8)):
+        signature = {
+            "out": "*bf16", "x": "*bf16", "packed": "*i32", "scale": "*fp16", "bias": "*fp16", "outs": "i32",
+            "cols": "i32", "row_words": "i32", "groups": "i32", "group": "i32", "fixed_offset": "fp32",
+        }  # fmt: skip
+        signature |= {"offset": "*u8"} if bits != 4 else {}
+        constants = {
+            "BITS": bits, "CODES": codes, "STORED": bits != 4, "PER_ROW": bits == 3, "BIAS": True, "CHUNKS": 2,
+            "ROWS": 16, "UNITS": 512 // codes,
+        }  # fmt: skip
+        yield gemv.gemv_kernel, signature, constants, 4
+
+
+def compile_case(arch: int, case: Case) -> None:
+    """Compile one kernel to machine code."""
+    kernel, signature, constants, warps = case
+    names = kernel.arg_names
+    types = {name: signature.get(name, "constexpr") for name in names}
+    fixed = {name: constants.get(name) for name in names if name not in signature}
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in SIXTEENTHS]
+    hints = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    compiled = triton.compile(
+        ASTSource(kernel, types, fixed, hints),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": warps, "num_stages": 2},
+    )
+    if not compiled.asm["cubin"]:
+        raise RuntimeError(f"no machine code for {kernel.__name__}")
+
+
+def main() -> None:
+    """Compile all; the number printed is how many there were."""
+    arch = int(sys.argv[1])
+    cases = [*expansions(arch), *quantizations(arch), *products(arch)]
+    for case in cases:
+        compile_case(arch, case)
+    print(len(cases))
+
+
+if __name__ == "__main__":
+    main()
