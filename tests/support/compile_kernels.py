@@ -64,13 +64,13 @@ def quantizations(arch: int) -> Iterator[Case]:
         for x in ("bf16", "fp16", "fp32"):
             given = x == "fp16" and not grouped
             signature = {
-                "codes": f"*{codes}", "row_scale": "*fp32", "row_zero": "*fp32", "x": f"*{x}", "smooth": "*fp16",
-                "out_stride": "i32", "tokens_per_range": "i32", **sizes,
+                "codes": f"*{codes}", "row_scale": "*fp32", "row_zero": "*fp32", "x": f"*{x}",
+                "smooth": "*fp16", "out_stride": "i32", "tokens_per_range": "i32", **sizes,
             }  # fmt: skip
             signature |= {"lo_given": "*fp32", "hi_given": "*fp32"} if given else {}
             constants = {
-                "BITS": bits, "GRID": grid, "GIVEN": given, "GROUP": 64, "LARGEST_K": 18 if grid == "integer" else 1,
-                "SMOOTH": True, "TOKENS": 1, "COLS": 4096,
+                "BITS": bits, "GRID": grid, "GIVEN": given, "GROUP": 64, "SMOOTH": True, "TOKENS": 1,
+                "LARGEST_K": 18 if grid == "integer" else 1, "COLS": 4096,
             }  # fmt: skip
             yield quantize.quantize_kernel, signature, constants, 4
             if grouped:
@@ -79,14 +79,14 @@ def quantizations(arch: int) -> Iterator[Case]:
                     "smooth": "*fp16", "partial": "*fp32", "peaks": "*fp32", "out_stride": "i32", **sizes,
                 }  # fmt: skip
                 held = {
-                    "BITS": bits, "GRID": grid, "GROUP": 64, "LARGEST_K": constants["LARGEST_K"], "SMOOTH": True,
-                    "RANK": 32, "PARTS": 8, "TOKENS": 4, "COLS": 1024,
+                    "BITS": bits, "GRID": grid, "GROUP": 64, "LARGEST_K": constants["LARGEST_K"],
+                    "SMOOTH": True, "RANK": 32, "PARTS": 8, "TOKENS": 4, "COLS": 1024,
                 }  # fmt: skip
                 yield quantize.scaled_kernel, scaled, held, 4
     for x, peaks in (("bf16", True), ("fp16", False), ("fp32", True)):
         signature = {
-            "partial": "*fp32", "peaks": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
-            "rank": "i32", **sizes,
+            "partial": "*fp32", "peaks": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16",
+            "span": "i32", "rank": "i32", **sizes,
         }  # fmt: skip
         precision = "ieee" if x == "fp32" else "same"
         constants = {
@@ -121,8 +121,8 @@ def products(arch: int) -> Iterator[Case]:
         }  # fmt: skip
         signature |= {"offset": "*u8"} if bits != 4 else {}
         constants = {
-            "BITS": bits, "CODES": codes, "STORED": bits != 4, "PER_ROW": bits == 3, "BIAS": True, "CHUNKS": 2,
-            "ROWS": 16, "UNITS": 512 // codes,
+            "BITS": bits, "CODES": codes, "STORED": bits != 4, "PER_ROW": bits == 3, "BIAS": True,
+            "CHUNKS": 2, "ROWS": 16, "UNITS": 512 // codes,
         }  # fmt: skip
         yield gemv.gemv_kernel, signature, constants, 4
 
