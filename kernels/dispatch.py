@@ -151,7 +151,10 @@ def _units_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
         zero = empty if empty.numel() else None
         projected = None if branch is None else ops.project(tokens, branch.down, layer.smooth)
     up = None if branch is None else branch.up
-    return ops.scaled_linear(codes, units, row_scale, col_scale, zero, projected, up, layer.bias, x.dtype)
+    y: Tensor = ops.scaled_linear(
+        codes, units, row_scale, col_scale, zero, projected, up, layer.bias, x.dtype
+    )
+    return y
 
 
 def _few_tokens(layer: PackedLinear, tokens: Tensor) -> Tensor:
@@ -160,7 +163,7 @@ def _few_tokens(layer: PackedLinear, tokens: Tensor) -> Tensor:
     values = tokens if layer.smooth is None else tokens / layer.smooth.to(tokens.dtype)
     weight = few_token_weight(layer.weight)
     assert weight is not None
-    y = ops.gemv(
+    y: Tensor = ops.gemv(
         values.contiguous(), weight.packed, weight.scale, weight.bits, weight.group, weight.zero,
         weight.fixed_offset, layer.bias,
     )  # fmt: skip

@@ -67,10 +67,11 @@ class Codes(NamedTuple):
         """Return the numbers: [rows, cols] of `dtype`."""
         from harness.kernels.triton import ops
 
-        return ops.expand(
+        numbers: Tensor = ops.expand(
             self.packed, self.bits, self.cols, dtype, self.scale, self.group, self.flat, self.offset,
             self.fixed, self.doubled, self.table,
         )  # fmt: skip
+        return numbers
 
     def expand_rows(self, out: Tensor, rows: Tensor) -> None:
         """Write the numbers to the rows `rows` (int64) of `out`."""

@@ -223,8 +223,8 @@ def linear(
         "PRECISION": "ieee" if dtype == torch.float32 else "same",
         "ACCUMULATE": tl.int32 if codes.dtype == torch.int8 else tl.float32,
     }
-    rest = (row_scale, row_zero, col_scale, col_sum, projected, up, bias, tokens, outs, cols)
-    rest = (*rest, 0 if up is None else up.shape[1])
+    rank = 0 if up is None else up.shape[1]
+    rest = (row_scale, row_zero, col_scale, col_sum, projected, up, bias, tokens, outs, cols, rank)
     if tma:
         from triton.tools.tensor_descriptor import TensorDescriptor
 
