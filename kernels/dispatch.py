@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.kernels.activations import ActQuantizer
-from harness.kernels.expansion import few_token_weight, float_weight, units_weight
+from harness.kernels.expansion import expandable, few_token_weight, float_weight, units_weight
 
 if TYPE_CHECKING:
     from harness.kernels.layers import PackedConv2d, PackedLayer, PackedLinear
@@ -83,7 +83,8 @@ def road_of(layer: PackedLayer, x: Tensor) -> Road:
     backend = _chosen["backend"]
     if backend == "reference" or (backend == "auto" and x.device.type != "cuda") or not x.numel():
         return "reference"
-    if not triton_runs_on(x.device) or (torch.is_grad_enabled() and x.requires_grad):
+    trained = torch.is_grad_enabled() and x.requires_grad
+    if trained or not triton_runs_on(x.device) or not expandable(layer.weight):
         return "reference"
     if layer.kind != "linear":
         return "expand"

@@ -94,6 +94,11 @@ class FewTokenWeight(NamedTuple):
     fixed_offset: float
 
 
+def expandable(weight: PackedWeight) -> bool:
+    """Whether the kernels can read a weight: all kinds of this package, not those of other libraries."""
+    return isinstance(weight, RowMixedWeight) or weight.kind in _FLOAT_CODES
+
+
 def float_weight(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """Expand a packed weight to [rows, cols] of a float type, each value rounded once."""
     if not isinstance(weight, RowMixedWeight):

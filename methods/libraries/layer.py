@@ -69,6 +69,7 @@ class LibraryLinear(PackedLinear):
         """Apply the layer: [..., in_features] -> [..., out_features], in the dtype of `x`."""
         weight = self.weight
         assert isinstance(weight, LibraryWeight)
+        self.road_taken = "library"
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return weight.linear(x.reshape(-1, self.in_features), bias).view(*x.shape[:-1], self.out_features)
 

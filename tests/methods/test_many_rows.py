@@ -69,7 +69,7 @@ def test_a_half_error_is_the_float_error_nearly(monkeypatch: pytest.MonkeyPatch)
 
 class _Settings:
     iterations, early_stop, rescale, group = 1, True, True, 64
-    svd, format = "auto", "int"
+    svd, format, scales = "auto", "int", "float"
 
     def residual_grid(self, bits: int) -> str:
         return "narrow"

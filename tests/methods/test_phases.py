@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.measure import phases
+from harness.methods import phases
 from harness.methods.phases import clocked, phase
 
 

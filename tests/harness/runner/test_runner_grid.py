@@ -22,7 +22,8 @@ def test_every_stage_runs_and_leaves_what_the_design_says(toy):
     assert {f"blocks/{block:04d}/{image:02d}.png" for block in range(3) for image in range(16)} <= names
     assert not list(toy.out.rglob(".*.tmp"))
     record = json.loads((cell / "record.json").read_text())
-    assert record["result"] | {"metrics": 0, "per_prompt": 0} == {
+    assert len(set(record["result"]["prompts"])) == 40
+    assert record["result"] | {"metrics": 0, "per_prompt": 0, "prompts": 0} == {
         "state": "ok",
         "execution": "packed",
         "n": 40,
@@ -32,6 +33,7 @@ def test_every_stage_runs_and_leaves_what_the_design_says(toy):
         "checkpoint_bytes": 32,
         "metrics": 0,
         "per_prompt": 0,
+        "prompts": 0,
     }
     assert len(record["result"]["per_prompt"]["brightness"]) == 40
     assert record["result"]["metrics"]["gap"]["value"] > 0
