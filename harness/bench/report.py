@@ -8,7 +8,6 @@ command measured stands under its name (`kernels`), so that another command can 
 from __future__ import annotations
 
 import json
-import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from typing import Any
 from harness.bench.kernels import FEW, LAUNCHES, Row
 from harness.errors import UserError
 from harness.files import replace_file
+from harness.git import commit_of
 from harness.reports.validation import build, finite
 
 SECTION = "kernels"
@@ -81,25 +81,8 @@ def rows_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def commit() -> str | None:
     """Return the commit of the source tree this runs from, with `+` when files differ; None outside one."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "HEAD")
-    if not head:
-        return None
-    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    found = commit_of(Path(__file__).parent)
+    return None if found is None else found.name + "+" * found.dirty
 
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:

@@ -90,9 +90,10 @@ def bench_model_command(
 
 
 def _run(request: BenchRequest, json_file: Path | None) -> int:
+    from harness.bench.report import merge
     from harness.compat import quiet_imports
     from harness.truesize.bench import run_bench
-    from harness.truesize.report import notes, table, write_json
+    from harness.truesize.report import notes, table
 
     with quiet_imports():
         result = run_bench(request, lambda line: print(line, file=sys.stderr, flush=True))
@@ -101,7 +102,8 @@ def _run(request: BenchRequest, json_file: Path | None) -> int:
         print(f"{key}: {value:.4g}")
     if json_file is not None:
         name = result["model"] if result["bits"] is None else f"{result['model']} {request.name}"
-        write_json(json_file, f"{'quantize' if request.quantize_only else 'model'} {name}", result)
+        section = f"{'quantize' if request.quantize_only else 'model'} {name}"
+        merge(json_file, section, result, result["headline"])
     failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
     return 1 if failed else 0
 

@@ -285,10 +285,11 @@ def _turns(
             return
         before = clocks()
         times = times_in_turns(runs, request.device, request.rounds, request.warm_up)
+        after = clocks()
     reference = REFERENCE if REFERENCE in times else next(iter(times))
     for name, found in against(times, reference).items():
         by_name[name][f"{mode}_ms"] = {**asdict(found), "over": reference, "values": times[name]}
-        by_name[name][f"{mode}_clocks"] = {"before": before, "after": clocks()}
+        by_name[name][f"{mode}_clocks"] = {"before": before, "after": after}
         say(f"{mode} step of {name}: {found.median:.1f} ms ({found.speedup:.2f}× {reference})")
     if request.name in times:
         for name, found in against(times, request.name).items():

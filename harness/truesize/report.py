@@ -1,13 +1,9 @@
-"""The result of `harness bench model` as a table and as a section of a JSON file."""
+"""The result of `harness bench model` as a table and remarks."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from harness.errors import UserError
 
 COLUMNS = (
     "model", "bits", "packed GiB", "kept GiB", "scratch GiB", "activations GiB", "peak GiB", "load peak GiB",
@@ -82,21 +78,3 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         if row.get("compiled_as"):
             found.append(f"{row['name']}: compiled {row['compiled_as']}.")
     return found
-
-
-def write_json(path: Path, section: str, result: Mapping[str, Any]) -> None:
-    """Put the result into a JSON file under `section`, its headline at the top; other keys stay.
-
-    Raises:
-        UserError: the file holds something else, or cannot be written.
-    """
-    try:
-        held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(held, dict):
-            raise UserError(f"{path} holds no JSON object")
-        held.update(result["headline"])
-        held[section] = dict(result)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error

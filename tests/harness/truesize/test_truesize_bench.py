@@ -11,10 +11,11 @@ import pytest
 import torch
 from true_sizes import CPU, REDUCED, SIDE, TEXT, reduced_recipe
 
+from harness.bench.report import merge
 from harness.cli import call
 from harness.errors import UserError
 from harness.kernels.layers import PackedLayer
-from harness.truesize import image, memory, report, timing
+from harness.truesize import image, memory, timing
 from harness.truesize.build import build_empty, materialise
 from harness.truesize.memory import MemoryRequest, MemorySeen
 from harness.truesize.quantize import even_smoothing, load_true_size, quantize_true_size
@@ -198,7 +199,7 @@ def test_a_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     path.write_text("[]")
     with pytest.raises(UserError, match="holds no JSON object"):
-        report.write_json(path, "model", {"headline": {}})
+        merge(path, "model", {"headline": {}}, {})
 
 
 def test_packed_layers_are_there_to_be_counted(tmp_path: Path) -> None:
