@@ -20,11 +20,10 @@ def repeated(x, ROWS: tl.constexpr, WORDS: tl.constexpr):
 
 @triton.jit
 def expand_kernel(
-    out, packed, scale, offset, table, rows_of, sums,
+    out, packed, scale, offset, table, rows_of,
     rows, cols, row_words, group, scale_row_stride, fixed_offset, multiplier,
     BITS: tl.constexpr, WHOLE: tl.constexpr, TABLE: tl.constexpr, OFFSET: tl.constexpr, FLAT: tl.constexpr,
-    SCALED: tl.constexpr, EXPONENT: tl.constexpr, WORDWISE: tl.constexpr,
-    SCATTER: tl.constexpr, SUMS: tl.constexpr,
+    SCALED: tl.constexpr, EXPONENT: tl.constexpr, WORDWISE: tl.constexpr, SCATTER: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Write `(multiplier * code - offset) * scale`, or `table[code] * scale`, in the type of `out`.
@@ -37,7 +36,6 @@ def expand_kernel(
         offset: alike, read with `OFFSET == "stored"`.
         table: `TABLE == "shared"`: float [2**BITS]; `"rows"`: float [rows, 2**BITS].
         rows_of: int64 [rows], where each row goes in `out`, read with `SCATTER`.
-        sums: int32 [all rows], sum of each row of `out`, added to atomically with `SUMS`.
         rows: rows of codes.
         cols: codes per row.
         row_words: elements of `packed` per row.
@@ -96,6 +94,3 @@ def expand_kernel(
     if SCATTER:
         target = tl.load(rows_of + row, mask=row < rows, other=0)
     tl.store(out + target[:, None] * cols + col[None, :], values.to(out.dtype.element_ty), mask=valid)
-    if SUMS:
-        total = tl.sum(tl.where(valid, values, 0).to(tl.int32), axis=1)
-        tl.atomic_add(sums + target, total, mask=row < rows)

@@ -48,7 +48,7 @@ def expansions(arch: int) -> Iterator[Case]:
             constants = {
                 "BITS": bits, "WHOLE": whole, "TABLE": table, "OFFSET": offset, "FLAT": table == "shared",
                 "SCALED": bool(scale), "EXPONENT": scale == "i8", "WORDWISE": table == "none",
-                "SCATTER": bits == 3, "SUMS": False, "ROWS": 8, "WORDS": 128,
+                "SCATTER": bits == 3, "ROWS": 8, "WORDS": 128,
             }  # fmt: skip
             yield expand.expand_kernel, signature, constants, 4
 
