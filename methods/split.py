@@ -20,6 +20,7 @@ from harness.methods.objective import CHUNK_VALUES, row_errors
 from harness.methods.phases import phase
 from harness.methods.rounding import Nvfp4Rows, UniformRows, round_uniform
 
+UNQUANTIZED_BITS = 16
 TRIAL_CHANNELS = 32
 TRIAL_STEPS = 16
 """The smoothing search compares candidates on some output channels and with a coarse search of the ranges."""
@@ -89,6 +90,14 @@ class Piece:
         """Width of the residual."""
         return self.targets[0].w_bits
 
+    def scales(self, asked: ScaleFormat) -> ScaleFormat:
+        """Return the format of the residual's group scales.
+
+        Formats of two levels make a group's products integers beside integer inputs. Where inputs stay in 16
+        bits nothing is won by them, and the few-token kernels read plain scales.
+        """
+        return asked if self.targets[0].a_bits < UNQUANTIZED_BITS else "float"
+
     def scaled(self, smooth: Tensor | None) -> Tensor:
         """Return the weight with its input channels multiplied by `smooth`."""
         taps = kernel_taps(self.layers[0])
@@ -141,7 +150,7 @@ def trial_error(piece: Piece, inputs: Inputs, settings: SplitSettings) -> float:
         with phase("svd"):
             down, up = truncated_svd(weight, piece.rank, fast=True)
         part = LowRankBranch(down, up[rows])
-    residual = _round(remainder(weight[rows], part), piece.bits, settings, steps=TRIAL_STEPS)
+    residual = _round(remainder(weight[rows], part), piece, settings, steps=TRIAL_STEPS)
     error = _error(piece.wanted[:, rows], inputs, part, residual)
     return error * len(piece.weight) / len(rows)
 
@@ -154,12 +163,12 @@ def refine(piece: Piece, inputs: Inputs, settings: SplitSettings) -> Split:
     """
     weight = piece.scaled(inputs.smooth)
     branch = _branch(weight, piece.rank, settings)
-    residual = _round(remainder(weight, branch), piece.bits, settings)
+    residual = _round(remainder(weight, branch), piece, settings)
     best = Split(branch, residual, _error(piece.wanted, inputs, branch, residual))
     for _ in range(settings.iterations if branch is not None else 0):
         branch = _branch(weight - residual.values(), piece.rank, settings)
         left = remainder(weight, branch)
-        residual = _round(left, piece.bits, settings) if settings.rescale else residual.again(left)
+        residual = _round(left, piece, settings) if settings.rescale else residual.again(left)
         error = _error(piece.wanted, inputs, branch, residual)
         if error < best.error:
             best = Split(branch, residual, error)
@@ -185,7 +194,10 @@ def _branch(matrix: Tensor, rank: int, settings: SplitSettings) -> LowRankBranch
         return LowRankBranch(*decompose(matrix, rank, settings.svd))
 
 
-def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = SHRINK_STEPS) -> Residual:
+def _round(
+    matrix: Tensor, piece: Piece, settings: SplitSettings, *, steps: int = SHRINK_STEPS
+) -> Residual:
+    bits = piece.bits
     if settings.format == "nvfp4":
         if bits != BITS:
             raise ValueError(f"nvfp4 is a format of {BITS} bits, not {bits}")
@@ -198,7 +210,7 @@ def _round(matrix: Tensor, bits: int, settings: SplitSettings, *, steps: int = S
         grid=grid,
         ranges=ranges,
         steps=steps,
-        scale_format=settings.scales,
+        scale_format=piece.scales(settings.scales),
     )
     if not isinstance(rounded, UniformRows):
         raise TypeError("a residual in groups is on a uniform grid")

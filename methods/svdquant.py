@@ -74,7 +74,7 @@ class SvdquantConfig(MethodConfig):
         group: weights per scale along the inputs.
         scales: of these groups and of the inputs' groups: one `float` each as published, or one float per row
             (per token) and an `integer` or a power of two (`e8m0`) per group, see
-            `harness.kernels.quantizers.scales`.
+            `harness.kernels.quantizers.scales`. Layers whose inputs stay in 16 bits keep `float` scales.
         residual: grid of the residual; `auto` is `narrow` from 4 bits up as published, `asymmetric` below,
             where a symmetric grid with zero wastes a level and one without zero moves every small weight.
         range: how the ends of a group's grid are found; `auto` is `minmax` from 4 bits up as published, `mse`

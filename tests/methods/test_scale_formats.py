@@ -49,6 +49,16 @@ def test_inputs_of_eight_bits_keep_their_scale_per_token(scales: str) -> None:
 
 
 @pytest.mark.parametrize("scales", FORMATS)
+def test_weights_beside_unquantized_inputs_keep_plain_scales(scales: str) -> None:
+    layers = packed("svdquant", 4, 16, scales=scales, iterations="1", grid="3")
+    plain = packed("svdquant", 4, 16, scales="float", iterations="1", grid="3")
+    for name, layer in layers.items():
+        assert isinstance(layer.weight, UniformWeight)
+        assert (layer.weight.scale_format, layer.act) == ("float", None)
+        assert torch.equal(layer.weight.dequantize(), plain[name].weight.dequantize())
+
+
+@pytest.mark.parametrize("scales", FORMATS)
 def test_shifted_inputs_have_the_format(scales: str) -> None:
     job = jobs.job("svdquant", 4, a_bits=4)
     target = next(t for t in job.targets if t.name == "down")
