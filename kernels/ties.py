@@ -34,7 +34,7 @@ def tie_siblings(root: nn.Module) -> int:
 
 def _tie(layer: PackedLayer, other: PackedLayer) -> int:
     count = 0
-    if layer.smooth is not other.smooth and _same(layer.smooth, other.smooth):
+    if layer.smooth is not other.smooth and same_tensor(layer.smooth, other.smooth):
         layer.smooth = other.smooth
         count += 1
     ours, theirs = layer.branch, other.branch
@@ -42,12 +42,13 @@ def _tie(layer: PackedLayer, other: PackedLayer) -> int:
         ours is not None
         and theirs is not None
         and ours.down is not theirs.down
-        and _same(ours.down, theirs.down)
+        and same_tensor(ours.down, theirs.down)
     ):
         ours.down = theirs.down
         count += 1
     return count
 
 
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
+def same_tensor(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether both are there and hold the same values in the same type."""
     return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)

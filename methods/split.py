@@ -194,9 +194,7 @@ def _branch(matrix: Tensor, rank: int, settings: SplitSettings) -> LowRankBranch
         return LowRankBranch(*decompose(matrix, rank, settings.svd))
 
 
-def _round(
-    matrix: Tensor, piece: Piece, settings: SplitSettings, *, steps: int = SHRINK_STEPS
-) -> Residual:
+def _round(matrix: Tensor, piece: Piece, settings: SplitSettings, *, steps: int = SHRINK_STEPS) -> Residual:
     bits = piece.bits
     if settings.format == "nvfp4":
         if bits != BITS:

@@ -27,6 +27,7 @@ from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob
 from harness.methods.phases import PhaseClock, clocked, phase
 from harness.models.card import ModelCard
 from harness.models.configs import DenoiserConfig
+from harness.models.fuse import fuse_projections
 from harness.models.roles import hidden_width, targets
 from harness.project import check_packed
 from harness.truesize.blocks import block_file, load_block, save_block
@@ -160,7 +161,9 @@ def quantize_true_size(
 
 
 def load_true_size(recipe: Recipe, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the denoiser of a finished quantization: the blocks from their files, the rest made anew.
+    """Return the denoiser of a finished quantization, to be run: the blocks from files, the rest made anew.
+
+    Packed q, k and v of one input are one layer where the attention can run from one.
 
     Raises:
         UserError: the folder is not of this recipe, or a block is missing or damaged.
@@ -173,6 +176,7 @@ def load_true_size(recipe: Recipe, folder: Path, device: torch.device, dtype: to
         for block in blocks:
             load_block(denoiser, block, folder, device, dtype)
     even_smoothing(denoiser)
+    fuse_projections(denoiser)
     return denoiser
 
 

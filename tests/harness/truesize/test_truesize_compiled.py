@@ -1,0 +1,101 @@
+"""What `torch.compile` makes of FLUX's blocks with packed layers: whole graphs, one input quantized once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from true_sizes import CPU, reduced_recipe
+
+from harness.kernels import dispatch
+from harness.kernels.layers import PackedLinear
+from harness.truesize.inputs import denoiser_inputs
+from harness.truesize.quantize import Recipe, load_true_size, quantize_true_size
+
+pytest.importorskip("triton")
+
+BF16 = torch.bfloat16
+PUBLISHED = {"grid": "3", "iterations": "1", "rescale": "true", "shared": "true", "scales": "e8m0"}
+
+
+def flux(folder: Path, **settings: str) -> tuple[Recipe, Any]:
+    recipe = reduced_recipe("flux.1-dev", "svdquant", a_bits=4, settings={**PUBLISHED, **settings})
+    recipe.config.config["num_single_layers"] = 3
+    quantize_true_size(recipe, folder, CPU, BF16)
+    return recipe, load_true_size(recipe, folder, CPU, BF16)
+
+
+def call_of(recipe: Recipe) -> dict[str, Any]:
+    shape: dict[str, Any] = {"side": recipe.side, "text_tokens": recipe.text_tokens}
+    return denoiser_inputs(recipe.card, recipe.config.config, CPU, BF16, **shape)
+
+
+@pytest.fixture
+def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU take the GPU's roads, with kernels that return tensors of the right shape."""
+    from harness.kernels.triton import launch
+
+    def quantize_projected(x: Tensor, bits: int, grid: str, down: Tensor, **_: Any) -> tuple[Tensor, ...]:
+        rank = launch.padded_rank(down)
+        return (
+            torch.zeros(x.shape, dtype=launch.code_type(grid)),
+            torch.zeros(len(x)),
+            x.new_zeros(len(x), rank),
+        )
+
+    def linear(codes: Tensor, weight: Tensor, *_: Any, dtype: torch.dtype, **__: Any) -> Tensor:
+        return torch.zeros(len(codes), len(weight), dtype=dtype)
+
+    def gemv(x: Tensor, packed: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x.new_zeros(len(x), len(packed))
+
+    for name, made in {"quantize_projected": quantize_projected, "linear": linear, "gemv": gemv}.items():
+        monkeypatch.setattr(launch, name, made)
+    monkeypatch.setattr(launch, "expand", lambda out, *_, **__: out.zero_())
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+
+
+def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
+    tmp_path: Path, kernels_that_write_nothing: None
+) -> None:
+    recipe, denoiser = flux(tmp_path)
+    graphs: list[Counter[str]] = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(
+            Counter(str(n.target).split(".")[1] for n in graph.graph.nodes if "harness" in str(n.target))
+        )
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        denoiser.compile_repeated_blocks(fullgraph=True, backend=count)
+        denoiser(**call_of(recipe))
+    torch._dynamo.reset()
+    products = dict.fromkeys(("expand", "quantize_projected", "scaled_linear"), 8)
+    assert graphs[0] == products | {"gemv": 2}  # q k v, out, up, down of two streams; two modulations
+    # The first single block is given whole tensors, the others what was cut out of the former's output.
+    assert graphs[1:] == [dict.fromkeys(products, 3) | {"gemv": 1}] * 2
+
+
+def test_projections_of_one_input_become_one_layer_without_a_change_of_values(tmp_path: Path) -> None:
+    recipe, denoiser = flux(tmp_path)
+    attention = denoiser.transformer_blocks[0].attn
+    assert isinstance(attention.to_qkv, PackedLinear)
+    assert attention.to_added_qkv.shape == (3 * 64, 64)
+    assert not hasattr(attention, "to_q")
+    apart = quantize_true_size(recipe, tmp_path, CPU, BF16).denoiser
+    assert isinstance(apart.transformer_blocks[0].attn.to_q, PackedLinear)
+    with torch.no_grad():
+        assert torch.equal(denoiser(**call_of(recipe))[0], apart(**call_of(recipe))[0])
+
+
+def test_projections_with_a_branch_each_stay_apart(tmp_path: Path) -> None:
+    _, denoiser = flux(tmp_path, shared="false")
+    for module in (*denoiser.transformer_blocks, *denoiser.single_transformer_blocks):
+        assert isinstance(module.attn.to_q, PackedLinear)
+        assert not module.attn.fused_projections
