@@ -81,7 +81,8 @@ def unpack_codes(packed: Tensor, bits: int, cols: int) -> Tensor:
     # Column by column: the inner loop of a strided copy is then the long axis, not the 1-7 bytes of a word.
     for position in range(bits):
         padded[:, position] = stream[:, position]
-    codes = _spread(padded.view(torch.int64), bits).view(torch.uint8)
+    # In one dimension: inductor may give a last dimension of one element any stride, which no view takes.
+    codes = _spread(padded.view(torch.int64).flatten(), bits).view(torch.uint8)
     codes = codes.view(rows, words_per_row * CODES_PER_WORD)
     return codes if words_per_row * CODES_PER_WORD == cols else codes[:, :cols].contiguous()
 
