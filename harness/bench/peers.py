@@ -1,14 +1,17 @@
-"""What packed layers are timed beside: one small adapter per library, none of them needed.
+"""What packed layers and models are timed beside: one small adapter per library, none of them needed.
 
-An adapter turns a bf16 weight [n, k] and bias [n] into a function of a bf16 input [m, k]. What is not
-installed, or refuses a shape, becomes a row without a time and with the reason.
+An adapter turns a bf16 weight [n, k] and bias [n] into a function of a bf16 input [m, k]; one of a library
+that quantizes whole models does so by way of a model of one layer. What is not installed, or refuses a shape,
+becomes a row without a time and with the reason.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from harness.kernels.quantizers.uniform import quantize_uniform
 
 Layer = Callable[[Tensor], Tensor]
 Builder = Callable[[Tensor, Tensor], Layer]
+Quantizer = Callable[[nn.Module], None]
+"""Quantizes every linear layer of a 16-bit model in place, on the device where it lies."""
 _FP8_MAX, _INT8_MAX = 448.0, 127.0
 
 
@@ -36,6 +41,7 @@ class Peer:
         few: whether it is timed at few rows.
         complete: False for a bare product that leaves out the input's quantization: a bound, no layer.
         compiled: whether a compiled twin is timed too.
+        whole: quantizes a model; None for a peer that is a product alone.
     """
 
     name: str
@@ -46,6 +52,35 @@ class Peer:
     few: bool = True
     complete: bool = True
     compiled: bool = False
+    whole: Quantizer | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+    @property
+    def label(self) -> str:
+        """Widths, and the package's version where there is one."""
+        widths = f"W{self.bits[0]}A{self.bits[1]}"
+        if self.package is None or not self.installed:
+            return widths
+        return f"{widths}, {self.package} {metadata.version(self.package)}"
+
+
+def library(
+    name: str, whole: Quantizer, bits: tuple[int, int], package: str, *, compiled: bool = False
+) -> Peer:
+    """Return the peer of a library that quantizes whole models; a layer is a model of one."""
+
+    def build(weight: Tensor, bias: Tensor) -> Layer:
+        model = nn.Sequential(_linear(weight, bias))
+        with torch.no_grad():
+            whole(model)
+        layer: Layer = model[0]
+        return layer
+
+    return Peer(name, build, bits, package, compiled=compiled, whole=whole)
 
 
 def bf16(weight: Tensor, bias: Tensor) -> Layer:
@@ -124,45 +159,43 @@ def int_mm(weight: Tensor, bias: Tensor) -> Layer:
     return run
 
 
-def torchao_fp8(weight: Tensor, bias: Tensor) -> Layer:
+def torchao_fp8(model: nn.Module) -> None:
     """torchao, fp8 rowwise weights and dynamic inputs."""
     ao: Any = importlib.import_module("torchao.quantization")
-    return _torchao(ao, ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()), weight, bias)
+    ao.quantize_(model, ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()))
 
 
-def torchao_int8(weight: Tensor, bias: Tensor) -> Layer:
+def torchao_int8(model: nn.Module) -> None:
     """torchao, int8 weights per channel and dynamic inputs per token."""
     ao: Any = importlib.import_module("torchao.quantization")
-    return _torchao(ao, ao.Int8DynamicActivationInt8WeightConfig(), weight, bias)
+    ao.quantize_(model, ao.Int8DynamicActivationInt8WeightConfig())
 
 
-def torchao_int4(weight: Tensor, bias: Tensor) -> Layer:
+def torchao_int4(model: nn.Module) -> None:
     """torchao, int4 weight-only in the layout of the kernels that torch has itself."""
     ao: Any = importlib.import_module("torchao.quantization")
-    config = ao.Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
-    return _torchao(ao, config, weight, bias)
+    ao.quantize_(model, ao.Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d"))
 
 
-def _torchao(ao: Any, config: Any, weight: Tensor, bias: Tensor) -> Layer:
-    model = nn.Sequential(_linear(weight, bias))
-    ao.quantize_(model, config)
-    layer: Layer = model[0]
-    return layer
-
-
-def bitsandbytes_nf4(weight: Tensor, bias: Tensor) -> Layer:
-    """bitsandbytes, NF4 with double quantization, computed in bf16."""
+def bitsandbytes_nf4(model: nn.Module) -> None:
+    """bitsandbytes, NF4 with double quantization, decoded for a product in the weight's type."""
     bnb: Any = importlib.import_module("bitsandbytes")
-    n, k = weight.shape
-    linear = bnb.nn.Linear4bit(
-        k, n, bias=True, compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4"
-    )
-    linear.weight = bnb.nn.Params4bit(
-        weight.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
-    )
-    linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
-    layer: Layer = linear.to(weight.device)
-    return layer
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
+        packed = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=layer.weight.dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        packed.weight = bnb.nn.Params4bit(
+            layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=packed
+        ).to(layer.weight.device)  # which is when it is quantized
+        packed.bias = layer.bias
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, packed)
 
 
 def gemlite_weight_only(bits: int) -> Builder:
@@ -190,19 +223,21 @@ def gemlite_int8(weight: Tensor, bias: Tensor) -> Layer:
     return layer
 
 
+FP8_ROWWISE, NF4 = "torchao fp8 rowwise", "bitsandbytes NF4"
 BASELINE = Peer("bf16", bf16, (16, 16), compiled=True)
 PEERS = (
     Peer("_scaled_mm fp8", scaled_mm, (8, 8)),
     Peer("_scaled_mm fp8, product only", scaled_mm_bare, (8, 8), complete=False),
     Peer("_int_mm int8", int_mm, (8, 8), few=False),
-    Peer("torchao fp8 rowwise", torchao_fp8, (8, 8), "torchao", compiled=True),
-    Peer("torchao int8 dynamic", torchao_int8, (8, 8), "torchao", compiled=True),
-    Peer("torchao int4 weight-only", torchao_int4, (4, 16), "torchao"),
-    Peer("bitsandbytes NF4", bitsandbytes_nf4, (4, 16), "bitsandbytes"),
+    library(FP8_ROWWISE, torchao_fp8, (8, 8), "torchao", compiled=True),
+    library("torchao int8 dynamic", torchao_int8, (8, 8), "torchao", compiled=True),
+    library("torchao int4 weight-only", torchao_int4, (4, 16), "torchao"),
+    library(NF4, bitsandbytes_nf4, (4, 16), "bitsandbytes"),
     Peer("gemlite A16W4", gemlite_weight_only(4), (4, 16), "gemlite"),
     Peer("gemlite A16W2", gemlite_weight_only(2), (2, 16), "gemlite", many=False),
     Peer("gemlite A8W8", gemlite_int8, (8, 8), "gemlite", few=False),
 )
+WHOLE_MODEL_PEERS = tuple(peer for peer in PEERS if peer.whole is not None)
 
 
 def float64_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def _run(
 
     console = Console(stderr=True)
     with quiet_imports():
-        before, ceilings = gpu_state(), measure_ceilings(settings.device)
+        before, ceilings = gpu_state(settings.device), measure_ceilings(settings.device)
         console.print(
             f"ceilings: copy {ceilings.bandwidth / 1e12:.3g} TB/s, bf16 {ceilings.bf16 / 1e12:.4g} TFLOP/s",
             highlight=False,
@@ -160,7 +160,7 @@ def _run(
             chosen = [one for one in formats if one.weight_only is ((shape, rows) in few)]
             started = time.monotonic()
             found += bench_layer(shape, rows, chosen, settings, ceilings)
-            states.append({"layer": shape.name, "rows": rows, **asdict(gpu_state())})
+            states.append({"layer": shape.name, "rows": rows, **asdict(gpu_state(settings.device))})
             took = time.monotonic() - started
             console.print(f"{shape.name} {shape.k} → {shape.n}, {rows} rows: {took:.1f} s", highlight=False)
     content = {

@@ -176,11 +176,11 @@ def _request(recipe: Recipe, quantized: bool, device: str, work: Path | None) ->
 
 
 def _peers(text: str) -> list[Any]:
-    from harness.truesize.peers import PEERS
+    from harness.bench.peers import WHOLE_MODEL_PEERS
 
     if text in {"all", "none"}:
-        return list(PEERS) if text == "all" else []
-    by_name = {peer.name: peer for peer in PEERS}
+        return list(WHOLE_MODEL_PEERS) if text == "all" else []
+    by_name = {peer.name: peer for peer in WHOLE_MODEL_PEERS}
     for name in split_names(text):
         if name not in by_name:
             raise unknown("peer", name, by_name)

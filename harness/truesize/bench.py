@@ -8,19 +8,26 @@ import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.bench.peers import FP8_ROWWISE, NF4, WHOLE_MODEL_PEERS, Peer
 from harness.measure.environment import environment
+from harness.measure.gpu import gpu_state
+from harness.measure.timing import Contestant, one_line, race
 from harness.models.configs import CONFIGS
 from harness.truesize.build import build_empty, materialise
 from harness.truesize.image import COMPANIONS, make_image
 from harness.truesize.inputs import default_batch, denoiser_inputs
-from harness.truesize.memory import MemoryRequest, MemorySeen, in_own_process, smallest_card
-from harness.truesize.peers import PEERS, Peer, held_bytes
+from harness.truesize.memory import (
+    MemoryRequest,
+    MemorySeen,
+    held_bytes,
+    in_own_process,
+    smallest_card,
+)
 from harness.truesize.quantize import (
     QuantizedModel,
     Recipe,
@@ -28,10 +35,12 @@ from harness.truesize.quantize import (
     load_true_size,
     quantize_true_size,
 )
-from harness.truesize.timing import against, clocks, compile_blocks, times_in_turns
+from harness.truesize.timing import against, compile_blocks
 
 REFERENCE = "bf16"
 SIXTEEN_BIT = "W16A16"
+GRAPH = "graph"
+"""The compiled step of each model replayed as one CUDA graph: what it takes on the device, launches aside."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class BenchRequest:
         batch: samples of a step; None for one image's.
         compile: whether steps are timed under `torch.compile` too.
         reference: whether the 16-bit model is built and timed beside.
-        peers: names of `PEERS`; those not installed are rows that say so.
+        peers: names of `WHOLE_MODEL_PEERS`; those not installed are rows that say so.
         caps: sizes of cards in GiB for "fits in", ascending.
         rounds: timed runs of each model.
         warm_up: untimed runs of each before.
@@ -64,7 +73,7 @@ class BenchRequest:
     batch: int | None = None
     compile: bool = False
     reference: bool = True
-    peers: tuple[str, ...] = tuple(peer.name for peer in PEERS)
+    peers: tuple[str, ...] = tuple(peer.name for peer in WHOLE_MODEL_PEERS)
     caps: tuple[int, ...] = (8, 12, 16, 24)
     rounds: int = 20
     warm_up: int = 3
@@ -184,7 +193,7 @@ def _images(request: BenchRequest, say: Say) -> dict[str, dict[str, Any]]:
                 found[name][where] = _image(request, build, where == "offload")
             except Exception as error:  # a model whose image fails is a row, the others go on
                 traceback.print_exc()
-                found[name][where] = {"error": _one_line(error)}
+                found[name][where] = {"error": one_line(error)}
                 continue
             seen = found[name][where]
             say(f"image by {name}, {where}: {seen['ms']:.0f} ms, peak {seen['peak_bytes'] / 2**30:.2f} GiB")
@@ -207,10 +216,6 @@ def _image(request: BenchRequest, build: Callable[[], Any], offload: bool) -> di
     return {**asdict(seen), "host_peak_bytes": host_peak_bytes()}
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
-
-
 def _memory_line(seen: MemorySeen) -> str:
     parts = {
         "packed": seen.packed_bytes,
@@ -224,7 +229,7 @@ def _memory_line(seen: MemorySeen) -> str:
 
 
 def _time(request: BenchRequest, say: Say) -> list[dict[str, Any]]:
-    """Time one step of every model in turns, first eager, then compiled."""
+    """Time one step of every model in turns: eager, compiled, and on a GPU compiled in one CUDA graph."""
     rows: list[dict[str, Any]] = []
     models: dict[str, Any] = {}
     for name, bits, build in _contestants(request):
@@ -239,7 +244,7 @@ def _time(request: BenchRequest, say: Say) -> list[dict[str, Any]]:
             models[name] = build()
         except Exception as error:  # a peer that fails is a row, the others go on
             traceback.print_exc()
-            row["error"] = _one_line(error)
+            row["error"] = one_line(error)
             continue
         _free()
         row["weights_bytes"] = held_bytes(request.device) - before
@@ -250,12 +255,15 @@ def _time(request: BenchRequest, say: Say) -> list[dict[str, Any]]:
     )
     _turns(request, models, rows, call, "eager", say)
     if request.compile:
-        uncompiled = {peer.name for peer in PEERS if not peer.compiled}
+        uncompiled = {peer.name for peer in WHOLE_MODEL_PEERS if not peer.compiled}
         chosen = {name: model for name, model in models.items() if name not in uncompiled}
         for row in rows:
             if row["name"] in chosen:
                 row["compiled_as"] = compile_blocks(chosen[row["name"]])
         _turns(request, chosen, rows, call, "compiled", say)
+        if request.device.type == "cuda":
+            whole = {row["name"] for row in rows if "compiled_ms" in row}
+            _turns(request, {n: m for n, m in chosen.items() if n in whole}, rows, call, GRAPH, say)
     return rows
 
 
@@ -280,16 +288,23 @@ def _turns(
                 runs[name] = step
             except Exception as error:  # as above
                 traceback.print_exc()
-                by_name[name][f"{mode}_error"] = _one_line(error)
+                by_name[name][f"{mode}_error"] = one_line(error)
         if not runs:
             return
-        before = clocks()
-        times = times_in_turns(runs, request.device, request.rounds, request.warm_up)
-        after = clocks()
+        before = gpu_state(request.device)
+        racing = [Contestant(name, (step,), graph=mode == GRAPH) for name, step in runs.items()]
+        raced = race(racing, request.device, repetitions=request.rounds, warm_up=request.warm_up)
+        after = gpu_state(request.device)
+    times = {name: found.ms for name, found in raced.items() if found.ms}
+    for name in raced.keys() - times.keys():
+        by_name[name][f"{mode}_error"] = raced[name].reason
+        say(f"{mode} step of {name}: {raced[name].reason}")
+    if not times:
+        return
     reference = REFERENCE if REFERENCE in times else next(iter(times))
     for name, found in against(times, reference).items():
         by_name[name][f"{mode}_ms"] = {**asdict(found), "over": reference, "values": times[name]}
-        by_name[name][f"{mode}_clocks"] = {"before": before, "after": after}
+        by_name[name][f"{mode}_clocks"] = {"before": asdict(before), "after": asdict(after)}
         say(f"{mode} step of {name}: {found.median:.1f} ms ({found.speedup:.2f}× {reference})")
     if request.name in times:
         for name, found in against(times, request.name).items():
@@ -316,8 +331,9 @@ def _contestants(request: BenchRequest) -> list[tuple[str, str, Callable[[], Any
     def of(peer: Peer) -> Callable[[], Any]:
         def build() -> Any:
             denoiser = plain()
+            assert peer.whole is not None
             with torch.no_grad():
-                peer.apply(denoiser)
+                peer.whole(denoiser)
             return denoiser
 
         return build
@@ -328,15 +344,8 @@ def _contestants(request: BenchRequest) -> list[tuple[str, str, Callable[[], Any
         found.append((request.name, bits, lambda: load_true_size(recipe, request.folder, device, dtype)))
     if request.reference:
         found.append((REFERENCE, SIXTEEN_BIT, plain))
-    peers = [peer for peer in PEERS if peer.name in request.peers]
-    return found + [(peer.name, _with_version(peer), of(peer) if peer.installed else None) for peer in peers]
-
-
-def _with_version(peer: Peer) -> str:
-    try:
-        return f"{peer.bits}, {peer.package} {metadata.version(peer.package)}"
-    except metadata.PackageNotFoundError:
-        return peer.bits
+    peers = [peer for peer in WHOLE_MODEL_PEERS if peer.name in request.peers]
+    return found + [(peer.name, peer.label, of(peer) if peer.installed else None) for peer in peers]
 
 
 def _free() -> None:
@@ -360,11 +369,15 @@ def headline(result: Mapping[str, Any], request: BenchRequest) -> dict[str, floa
     timed = ours.get("compiled_ms") or ours.get("eager_ms")
     if timed:
         found["flux_step_ms"] = timed["median"]
+    if ours.get("graph_ms"):
+        found["flux_step_graph_ms"] = ours["graph_ms"]["median"]
     for key, row, mode in (
         ("flux_step_vs_bf16_compiled", REFERENCE, "compiled"),
         ("flux_step_vs_bf16_eager", REFERENCE, "eager"),
-        ("flux_step_vs_torchao_fp8_compiled", PEERS[0].name, "compiled"),
-        ("flux_step_vs_nf4_eager", PEERS[1].name, "eager"),
+        ("flux_step_vs_torchao_fp8_compiled", FP8_ROWWISE, "compiled"),
+        ("flux_step_vs_bf16_graph", REFERENCE, GRAPH),
+        ("flux_step_vs_torchao_fp8_graph", FP8_ROWWISE, GRAPH),
+        ("flux_step_vs_nf4_eager", NF4, "eager"),
     ):
         ratio = rows.get(row, {}).get(f"{mode}_ours_faster")
         if ratio:

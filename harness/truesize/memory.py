@@ -177,6 +177,11 @@ def from_json(data: dict[str, Any]) -> MemoryRequest:
     return MemoryRequest(**{**data, "folder": folder, "recipe": Recipe(**fields)})
 
 
+def held_bytes(device: torch.device) -> int:
+    """Return what the allocator holds on the device now; 0 on the CPU."""
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0
+
+
 def _build(request: MemoryRequest, device: torch.device, dtype: torch.dtype) -> Any:
     if request.folder is not None:
         return load_true_size(request.recipe, request.folder, device, dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = (
     "model", "bits", "packed GiB", "kept GiB", "scratch GiB", "activations GiB", "peak GiB", "load peak GiB",
-    "fits in", "step ms, eager", "step ms, compiled", "speed-up, compiled", "quality",
+    "fits in", "step ms, eager", "step ms, compiled", "speed-up, compiled", "step ms, graph", "quality",
 )  # fmt: skip
 _SIZES = (
     "packed_bytes",
@@ -29,7 +29,7 @@ def table(result: Mapping[str, Any]) -> str:
         if not held and row.get("weights_bytes"):
             sizes[0] = f"{row['weights_bytes'] / _GIB:.2f} in all"
         fits = f"{row['fits_in_gb']} GB" if row.get("fits_in_gb") else "-"
-        times = (_ms(row, "eager"), _ms(row, "compiled"), _speedup(row))
+        times = (_ms(row, "eager"), _ms(row, "compiled"), _speedup(row), _ms(row, "graph"))
         lines.append((row["name"], row["bits"], *sizes, fits, *times, result["quality"]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -64,7 +64,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f" device peak {quantize['device_peak_bytes'] / _GIB:.1f} GiB."
         )
     for row in result["rows"]:
-        for key in ("error", "memory_error", "eager_error", "compiled_error"):
+        for key in ("error", "memory_error", "eager_error", "compiled_error", "graph_error"):
             if row.get(key):
                 found.append(f"{row['name']}: {key.replace('_', ' ')}: {row[key]}")
         for where, seen in (row.get("image") or {}).items():

@@ -1,29 +1,18 @@
-"""Milliseconds of one denoising step of several models, in turns within one process."""
+"""Milliseconds of one denoising step of several models, and compiling them."""
 
 from __future__ import annotations
 
 import importlib
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from harness.measure.latency import median_ratio, time_ms
+from harness.measure.latency import median_ratio, quartiles
 from harness.truesize.walk import chain_blocks
 
 RECOMPILE_LIMIT = 256
-_CLOCKS = (
-    "driver_version",
-    "clocks.sm",
-    "clocks.mem",
-    "temperature.gpu",
-    "power.draw",
-    "clocks_throttle_reasons.active",
-)
 
 
 @dataclass(frozen=True)
@@ -48,42 +37,13 @@ class StepTime:
     speedup_hi: float
 
 
-def times_in_turns(
-    steps: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int
-) -> dict[str, list[float]]:
-    """Time several functions in turns, so that heat and other load meet all alike.
-
-    Every round runs each once; the order is rotated from round to round and reversed every other one.
-
-    Args:
-        steps: one denoising step by name of the model.
-        device: where they run.
-        rounds: timed runs of each, at least 1.
-        warm_up: untimed runs of each before.
-
-    Returns:
-        Milliseconds by name, in order of the rounds.
-    """
-    names = list(steps)
-    for _ in range(warm_up):
-        for name in names:
-            steps[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        start = turn % len(names)
-        order = names[start:] + names[:start]
-        for name in order if turn % 2 == 0 else reversed(order):
-            times[name].append(time_ms(steps[name], device))
-    return times
-
-
-def against(times: Mapping[str, list[float]], reference: str) -> dict[str, StepTime]:
+def against(times: Mapping[str, Sequence[float]], reference: str) -> dict[str, StepTime]:
     """Summarise times; speed-ups are over `reference`, round by round."""
     base, found = times[reference], {}
     for name, values in times.items():
-        lo, median, hi = np.percentile(np.asarray(values), [25, 50, 75])
+        spread = quartiles(values)
         ratio = median_ratio([b / v for b, v in zip(base, values, strict=True)])
-        found[name] = StepTime(float(median), float(lo), float(hi), ratio.median, ratio.lo, ratio.hi)
+        found[name] = StepTime(spread.median, spread.lo, spread.hi, ratio.median, ratio.lo, ratio.hi)
     return found
 
 
@@ -103,14 +63,3 @@ def compile_blocks(denoiser: Any) -> str:
     for block in blocks:
         block.compile(fullgraph=True)  # type: ignore[no-untyped-call]
     return f"repeated blocks: {', '.join(sorted({type(block).__name__ for block in blocks}))}"
-
-
-def clocks() -> dict[str, str] | None:
-    """Return clocks, temperature, power and throttling of the first GPU by nvidia-smi; None without it."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader", "--id=0"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    values = [value.strip() for value in answer.stdout.strip().split(",")]
-    return dict(zip(_CLOCKS, values, strict=False))

@@ -15,7 +15,8 @@ from harness.bench.report import merge
 from harness.cli import call
 from harness.errors import UserError
 from harness.kernels.layers import PackedLayer
-from harness.truesize import image, memory, timing
+from harness.measure.timing import Times
+from harness.truesize import bench, image, memory, timing
 from harness.truesize.build import build_empty, materialise
 from harness.truesize.memory import MemoryRequest, MemorySeen
 from harness.truesize.quantize import even_smoothing, load_true_size, quantize_true_size
@@ -86,29 +87,36 @@ def test_mistakes_are_one_line(options: list[str], said: str, capsys: pytest.Cap
     assert complaint.count("\n") == 1
 
 
-def test_turns_are_interleaved_and_ratios_formed_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    monkeypatch.setattr(timing, "time_ms", lambda step, _: float(step()))
-    ticks = {"slow": iter(range(100, 200)), "fast": iter(range(50, 100)), "third": iter(range(200, 300))}
-
-    def step(name: str) -> Any:
-        def run() -> int:
-            order.append(name)
-            return next(ticks[name])
-
-        return run
-
-    times = timing.times_in_turns({name: step(name) for name in ticks}, CPU, rounds=6, warm_up=1)
-    assert times["slow"] == [101, 102, 103, 104, 105, 106]
-    rounds = [order[i : i + 3] for i in range(3, 21, 3)]
-    assert all(sorted(names) == sorted(ticks) for names in rounds)
-    assert {names[0] for names in rounds} == set(ticks)
+def test_speed_ups_are_formed_by_round() -> None:
+    times = {"slow": [101.0, 102, 103, 104, 105, 106], "fast": [51.0, 52, 53, 54, 55, 56]}
     found = timing.against(times, "slow")
     assert found["slow"].speedup == 1
     assert found["fast"].median == 53.5
     ratios = sorted(a / b for a, b in zip(times["slow"], times["fast"], strict=True))
     assert found["fast"].speedup == pytest.approx((ratios[2] + ratios[3]) / 2)
     assert (found["fast"].speedup_lo, found["fast"].speedup_hi) == (ratios[0], ratios[-1])
+
+
+def test_models_are_raced_and_one_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced: list[tuple[list[str], int, int]] = []
+
+    def race(entrants: Any, device: Any, *, repetitions: int, warm_up: int) -> dict[str, Times]:
+        raced.append(([one.name for one in entrants], repetitions, warm_up))
+        return {"ptq W4A8": Times((10.0, 10.0)), "bf16": Times((15.0, 15.0)), "late": Times((), "boom")}
+
+    def refuses(**_: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(bench, "race", race)
+    request = bench.BenchRequest(reduced_recipe("dit-xl-2"), True, Path(), CPU, BF16, rounds=2, warm_up=4)
+    models = {"ptq W4A8": dict, "bf16": dict, "late": dict, "first": refuses}
+    rows: list[dict[str, Any]] = [{"name": name} for name in models]
+    bench._turns(request, models, rows, {}, "eager", lambda _: None)
+    assert raced == [(["ptq W4A8", "bf16", "late"], 2, 4)]
+    ours, reference, late, first = rows
+    assert (ours["eager_ms"]["median"], ours["eager_ms"]["speedup"]) == (10.0, 1.5)
+    assert reference["eager_ours_faster"] == [1.5] * 3
+    assert (late["eager_error"], first["eager_error"]) == ("boom", "RuntimeError: no kernel")
 
 
 def test_cards_are_tried_from_the_smallest_until_one_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_a_quantized_model_loads_as_it_was(name: str, tmp_path: Path) -> None:
 
 def live_bytes() -> int:
     """Bytes of all tensors there are, storage that several share counted once."""
-    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor) and not x.is_meta]
+    tensors = [x for x in gc.get_objects() if type(x) in {Tensor, nn.Parameter} and not x.is_meta]
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
