@@ -20,6 +20,48 @@ def power_of_two_above(x):
 
 
 @triton.jit
+def quotient(x, by, inverse):
+    """Return `x / by` as a division rounds it, `inverse` being `1 / by` rounded (Markstein 1990).
+
+    A quotient that lies between two codes has to come out exactly there, which a product with the inverse
+    does not.
+    """
+    guess = x * inverse
+    return tl.fma(tl.fma(-guess, by, x), inverse, guess)
+
+
+@triton.jit
+def halves(x):
+    """Split |x| <= 448 into two numbers of float8 e4m3, float32 both: together they keep eight bits.
+
+    Rounding is arithmetic (`round_even` at the unit in the last place), so that it is the same everywhere.
+    """
+    high = round_float8(x)
+    return high, round_float8(x - high)
+
+
+@triton.jit
+def round_float8(x):
+    """Round |x| <= 448 to the nearest float8 e4m3, as float32."""
+    exponent = x.to(tl.int32, bitcast=True) & 0x7F800000
+    # Units in the last place: three bits below the leading one, and no smaller than 2^-9.
+    unit = tl.maximum(exponent - (3 << 23), (127 - 9) << 23).to(tl.float32, bitcast=True)
+    return (x + 12582912.0 * unit) - 12582912.0 * unit
+
+
+@triton.jit
+def gain_of(norm):
+    """Return the power of two by which a direction of the branch is multiplied to fit float8 beside the codes.
+
+    Args:
+        norm: float32, sum of the magnitudes of the direction's row of the down-projection. A token's magnitude
+            is at most 7 of its scale, so 63 / norm leaves 441 (and the products' rounding 448).
+    """
+    room = tl.math.div_rn(63.0, tl.where(norm == 0.0, 1.0, norm))
+    return (room.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def grouped_codes(
     values, scale, top,
     GRID: tl.constexpr, largest: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
@@ -39,12 +81,18 @@ def grouped_codes(
     if GRID == "integer":
         reach = tl.broadcast_to((scale * largest)[:, None], absmax.shape)
         k = tl.minimum(tl.maximum(tl.ceil(tl.math.div_rn(absmax, reach)), 1.0), LARGEST_K * 1.0)
+        step = tl.broadcast_to(scale[:, None], k.shape) * k
+        inverse = tl.math.div_rn(1.0, step)
+        units = round_even(quotient(grouped, step[:, :, None], inverse[:, :, None])) * k[:, :, None]
     else:
-        whole = tl.broadcast_to(tl.where(top == 0.0, 1.0, top)[:, None], absmax.shape)
-        # Below 2^-9 a code of one would be no number of the 8-bit float.
-        k = tl.minimum(power_of_two_above(tl.maximum(tl.math.div_rn(absmax, whole), 0.001953125)), 1.0)
-    step = tl.math.div_rn(1.0, tl.broadcast_to(scale[:, None], k.shape) * k)
-    units = round_even(grouped * step[:, :, None]) * k[:, :, None]
+        # The least e with 2^e >= absmax / top: the difference of their exponents, and one more where the
+        # fraction is larger. Below 2^-9 a code of one would be no number of the 8-bit float.
+        reach = absmax.to(tl.int32, bitcast=True) - top.to(tl.int32, bitcast=True)[:, None]
+        exponent = tl.maximum(tl.minimum((reach + 0x7FFFFF) >> 23, 0), -9)
+        # Adding 1.5 * 2^(23 + e) rounds to multiples of 2^e: the group's scale costs nothing more.
+        magic = (((exponent + 150) << 23) | 0x400000).to(tl.float32, bitcast=True)[:, :, None]
+        inverse = tl.math.div_rn(1.0, scale)
+        units = (quotient(grouped, scale[:, None, None], inverse[:, None, None]) + magic) - magic
     if KIND == tl.int8:
         # Adding 1.5 * 2^23 leaves an integer in the low bits of the float: cheaper than a conversion.
         code = (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
@@ -126,73 +174,93 @@ def quantize_kernel(
 
 @triton.jit
 def project_kernel(
-    partial, peaks, x, smooth, down,
-    tokens, cols, x_stride, span, rank,
+    partial, peaks, norms, x, smooth, down,
+    tokens, cols, x_stride, span, room, rank,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
+    NORMS: tl.constexpr,
     TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Low-rank down-projection `x / smooth @ down.T`, and the tokens' magnitudes, in parts of the channels.
 
     Args:
-        partial: float32 [parts, tokens, RANK], the second axis of the grid being the part: summed by whoever
+        partial: float32 [parts, room, RANK], the second axis of the grid being the part: summed by whoever
             reads it, in order, so that the result is the same every time. Zero from `rank` on: a tensor core
             multiplies no fewer than 16, and blocks have powers of two.
-        peaks: float32 [parts, tokens], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
+        peaks: float32 [parts, room], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
+        norms: float32 [parts, RANK], sum of the magnitudes of each row of `down`; with `NORMS`, for which the
+            grid has one block of tokens more.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
         down: float16 [rank, cols].
         span: channels per part, a multiple of COLS.
+        room: tokens that `partial` and `peaks` have room for.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
     direction = tl.arange(0, RANK)
-    start = x + token.to(tl.int64)[:, None] * x_stride
-    product = tl.zeros((TOKENS, RANK), tl.float32)
-    peak = tl.zeros((TOKENS,), tl.float32)
-    poison = tl.zeros((TOKENS,), tl.float32)
     first = tl.program_id(1) * span
-    for offset in range(first, tl.minimum(first + span, cols), COLS):
-        col = offset + tl.arange(0, COLS)
-        values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
-        held = (direction < rank)[None, :] & (col < cols)[:, None]
-        factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=held, other=0.0)
-        factor = factor.to(tl.float32)
-        inverse = tl.full((COLS,), 1.0, tl.float32)
-        if SMOOTH:
-            inverse = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
-            factor *= inverse[:, None]
+    last = tl.minimum(first + span, cols)
+    if NORMS and tl.program_id(0) * TOKENS >= tokens:
+        norm = tl.zeros((RANK,), tl.float32)
+        for offset in range(first, last, COLS):
+            col = offset + tl.arange(0, COLS)
+            held = (direction < rank)[:, None] & (col < cols)[None, :]
+            factor = tl.load(down + direction[:, None] * cols + col[None, :], mask=held, other=0.0)
+            norm += tl.sum(tl.abs(factor.to(tl.float32)), axis=1)
+        tl.store(norms + tl.program_id(1) * RANK + direction, norm)
+    else:
+        start = x + token.to(tl.int64)[:, None] * x_stride
+        product = tl.zeros((TOKENS, RANK), tl.float32)
+        peak = tl.zeros((TOKENS,), tl.float32)
+        for offset in range(first, last, COLS):
+            col = offset + tl.arange(0, COLS)
+            values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
+            held = (direction < rank)[None, :] & (col < cols)[:, None]
+            factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=held, other=0.0)
+            factor = factor.to(tl.float32)
+            inverse = tl.full((COLS,), 1.0, tl.float32)
+            if SMOOTH:
+                inverse = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
+                factor *= inverse[:, None]
+            if PEAKS:
+                smoothed = values.to(tl.float32) * inverse[None, :]
+                peak = tl.maximum(peak, tl.max(tl.abs(smoothed), axis=1))
+            if PRECISION == "ieee":
+                product = tl.dot(values.to(tl.float32), factor, product, input_precision="ieee")
+            else:
+                product = tl.dot(values, factor.to(values.dtype), product)
+        where = (tl.program_id(1).to(tl.int64) * room + token)[:, None] * RANK + direction[None, :]
+        tl.store(partial + where, product, mask=here[:, None])
         if PEAKS:
-            smoothed = values.to(tl.float32) * inverse[None, :]
-            peak = tl.maximum(peak, tl.max(tl.abs(smoothed), axis=1))
-        if PRECISION == "ieee":
-            product = tl.dot(values.to(tl.float32), factor, product, input_precision="ieee")
-        else:
-            product = tl.dot(values, factor.to(values.dtype), product)
-    where = (tl.program_id(1).to(tl.int64) * tokens + token)[:, None] * RANK + direction[None, :]
-    tl.store(partial + where, product, mask=here[:, None])
-    if PEAKS:
-        # A maximum loses a NaN; a sum of products does not.
-        poison = tl.sum(product - product, axis=1)
-        tl.store(peaks + tl.program_id(1).to(tl.int64) * tokens + token, peak + poison, mask=here)
+            # A maximum loses a NaN; a sum of products does not.
+            poison = tl.sum(product - product, axis=1)
+            tl.store(peaks + tl.program_id(1).to(tl.int64) * room + token, peak + poison, mask=here)
 
 
 @triton.jit
 def scaled_kernel(
-    codes, row_scale, projected, x, smooth, partial, peaks,
-    tokens, cols, x_stride, out_stride,
+    codes, row_scale, projected, gains, x, smooth, partial, peaks, norms,
+    tokens, cols, x_stride, out_stride, room,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
-    SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
+    SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
+    APPEND: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Quantize to groups with scales of two levels, the tokens' magnitudes being known (`project_kernel`).
 
     Args:
-        codes: int8 (`integer`) or float8_e4m3fn (`e8m0`) [tokens, out_stride], of which `cols` are written.
+        codes: int8 (`integer`) or float8_e4m3fn (`e8m0`) [tokens, out_stride], of which `cols` are written,
+            and 4 * RANK more with `APPEND`: the projection in units of `row_scale`, times the directions'
+            gains, as high and low halves [high, low, high, low] (`units_kernel` writes what they meet).
         row_scale: float32 [tokens].
-        projected: [tokens, RANK], the sum of `partial`.
+        projected: [tokens, RANK], the sum of `partial`; without `APPEND`.
+        gains: float32 [RANK], see `gain_of`; with `APPEND`.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`.
-        partial: float32 [PARTS, tokens, RANK].
-        peaks: float32 [PARTS, tokens].
+        partial: float32 [PARTS, room, RANK].
+        peaks: float32 [PARTS, room].
+        norms: float32 [PARTS, RANK], with `APPEND`.
+        room: tokens that `partial` and `peaks` have room for.
+        PARTS_HELD: a power of two, at least PARTS.
     """
     # Backwards: what was read last is still in the cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -204,12 +272,15 @@ def scaled_kernel(
     values = values.to(tl.float32)
     if SMOOTH:
         values *= (1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32))[None, :]
-    top = tl.zeros((TOKENS,), tl.float32)
-    poison = tl.zeros((TOKENS,), tl.float32)
-    for part in tl.static_range(PARTS):
-        peak = tl.load(peaks + part * tokens.to(tl.int64) + token, mask=here, other=0.0)
-        top = tl.maximum(top, peak)
-        poison += peak - peak
+    part = tl.arange(0, PARTS_HELD)
+    found = tl.load(
+        peaks + part[None, :] * tl.cast(room, tl.int64) + token[:, None],
+        mask=here[:, None] & (part < PARTS)[None, :],
+        other=0.0,
+    )
+    # Bits of numbers that are not negative are in the numbers' order, and those of a NaN above all.
+    bits = tl.max(found.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    top = bits.to(tl.float32, bitcast=True)
     largest: tl.constexpr = (1 << (BITS - 1)) - 1
     scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
     scale = tl.where(scale == 0.0, 1.0, scale)
@@ -221,12 +292,26 @@ def scaled_kernel(
         mask=inside,
     )
     if tl.program_id(1) == 0:
-        tl.store(row_scale + token, scale + poison, mask=here)
+        tl.store(row_scale + token, scale + (top - top), mask=here)
         direction = tl.arange(0, RANK)
         where = token.to(tl.int64)[:, None] * RANK + direction[None, :]
         total = tl.zeros((TOKENS, RANK), tl.float32)
-        for part in tl.static_range(PARTS):
-            total += tl.load(
-                partial + part * tokens.to(tl.int64) * RANK + where, mask=here[:, None], other=0.0
-            )
-        tl.store(projected + where, total.to(projected.dtype.element_ty), mask=here[:, None])
+        for index in tl.static_range(PARTS):
+            each = partial + index * tl.cast(room, tl.int64) * RANK + where
+            total += tl.load(each, mask=here[:, None], other=0.0)
+        if APPEND:
+            norm = tl.zeros((RANK,), tl.float32)
+            for index in tl.static_range(PARTS):
+                norm += tl.load(norms + index * RANK + direction)
+            gain = gain_of(norm)
+            if block == 0:
+                tl.store(gains + direction, gain)
+            high, low = halves(tl.math.div_rn(total, tl.broadcast_to(scale[:, None], total.shape)) * gain[None, :])
+            target = codes + token.to(tl.int64)[:, None] * out_stride + cols + direction[None, :]
+            kind: tl.constexpr = codes.dtype.element_ty
+            tl.store(target, high.to(kind), mask=here[:, None])
+            tl.store(target + RANK, low.to(kind), mask=here[:, None])
+            tl.store(target + 2 * RANK, high.to(kind), mask=here[:, None])
+            tl.store(target + 3 * RANK, low.to(kind), mask=here[:, None])
+        else:
+            tl.store(projected + where, total.to(projected.dtype.element_ty), mask=here[:, None])
