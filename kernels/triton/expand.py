@@ -100,7 +100,7 @@ def expand_kernel(
 @triton.jit
 def units_kernel(
     out, col_scale, bias_out, up_out, packed, exponent, offset, row_scale, bias, up, gains,
-    rows, cols, row_words, groups, out_stride, fixed_offset, rank, worth,
+    rows, cols, span, row_words, groups, out_stride, fixed_offset, rank, worth,
     BITS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STORED: tl.constexpr,
     MULTIPLIER: tl.constexpr, BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr,
@@ -122,13 +122,11 @@ def units_kernel(
         row_scale: float [rows].
         up: float16 [rows, rank]; with `BRANCH` other than "none".
         gains: float32 [RANK], see `gain_of`; with "append".
+        span: words of a row that a program expands, a multiple of WORDS.
         GROUP: columns that share an exponent, a multiple of 8.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
     there = row < rows
-    inside = there[:, None] & (word < (cols + 7) // 8)[None, :]
-    words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
     value = tl.load(row_scale + row, mask=there, other=0.0).to(tl.float32) * worth
     shrink = tl.full((ROWS,), 1.0, tl.float32)
     direction = tl.arange(0, RANK)
@@ -142,28 +140,33 @@ def units_kernel(
         grow = power_of_two_above(tl.maximum(ratio, tl.where(nothing, 1e-30, 1.0)))
         value = tl.where(nothing, 1.0, value) * grow
         shrink = tl.where(nothing, 0.0, 1.0 / grow)
-    where = row.to(tl.int64)[:, None] * groups + (word * 8 // GROUP)[None, :]
-    power = tl.load(exponent + where, mask=inside, other=0).to(tl.int32)
-    step = ((power + 127) << 23).to(tl.float32, bitcast=True) * shrink[:, None]
-    if STORED:
-        zero = tl.load(offset + where, mask=inside, other=0).to(tl.float32)
-    else:
-        zero = tl.zeros((ROWS, WORDS), tl.float32) + fixed_offset
-    # A code in the mantissa of a number from 1 to 2 is a float without a conversion: 1 + code / 256. What
-    # follows is exact: small integers times powers of two.
-    shift = (tl.arange(0, 8) * BITS).to(words.dtype)
-    codes = ((words[:, :, None] >> shift[None, None, :]).to(tl.int32) & ((1 << BITS) - 1)) << 15
-    raised = (codes | 0x3F800000).to(tl.float32, bitcast=True)
-    units = tl.fma(
-        raised,
-        tl.broadcast_to((step * (256.0 * MULTIPLIER))[:, :, None], raised.shape),
-        tl.broadcast_to((-(zero + 256.0 * MULTIPLIER) * step)[:, :, None], raised.shape),
-    )
     kind: tl.constexpr = out.dtype.element_ty
-    col = word[:, None] * 8 + tl.arange(0, 8)[None, :]
     start = out + row.to(tl.int64) * out_stride
-    valid = there[:, None, None] & (col < cols)[None, :, :]
-    tl.store(start[:, None, None] + col[None, :, :], units.to(kind), mask=valid)
+    first = tl.program_id(1) * span
+    for begin in range(first, tl.minimum(first + span, (cols + 7) // 8), WORDS):
+        word = begin + tl.arange(0, WORDS)
+        inside = there[:, None] & (word < (cols + 7) // 8)[None, :]
+        words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
+        where = row.to(tl.int64)[:, None] * groups + (word * 8 // GROUP)[None, :]
+        power = tl.load(exponent + where, mask=inside, other=0).to(tl.int32)
+        step = ((power + 127) << 23).to(tl.float32, bitcast=True) * shrink[:, None]
+        if STORED:
+            zero = tl.load(offset + where, mask=inside, other=0).to(tl.float32)
+        else:
+            zero = tl.zeros((ROWS, WORDS), tl.float32) + fixed_offset
+        # A code in the mantissa of a number from 1 to 2 is a float without a conversion: 1 + code / 256. What
+        # follows is exact: small integers times powers of two.
+        shift = (tl.arange(0, 8) * BITS).to(tl.uint64)
+        codes = ((words.to(tl.uint64) << 15)[:, :, None] >> shift[None, None, :]).to(tl.int32)
+        raised = (codes & (((1 << BITS) - 1) << 15) | 0x3F800000).to(tl.float32, bitcast=True)
+        units = tl.fma(
+            raised,
+            tl.broadcast_to((step * (256.0 * MULTIPLIER))[:, :, None], raised.shape),
+            tl.broadcast_to((-(zero + 256.0 * MULTIPLIER) * step)[:, :, None], raised.shape),
+        )
+        col = word[:, None] * 8 + tl.arange(0, 8)[None, :]
+        valid = there[:, None, None] & (col < cols)[None, :, :]
+        tl.store(start[:, None, None] + col[None, :, :], units.to(kind), mask=valid)
     if tl.program_id(1) == 0:
         tl.store(col_scale + row, value, mask=there)
         if BIAS:

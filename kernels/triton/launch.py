@@ -22,6 +22,7 @@ SLICE_BYTES = 48 * 10**6
 read for the second time."""
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
+UNITS_SPAN = 4096
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
 SCALED = {"TOKENS": 8, "COLS": 1024, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
@@ -116,11 +117,13 @@ class Parts(NamedTuple):
         partial: float32 [parts, tokens, rank].
         peaks: float32 [parts, tokens], or None.
         norms: float32 [parts, rank], or None.
+        inverses: float32 [cols], or None.
     """
 
     partial: Tensor
-    peaks: Tensor | None
-    norms: Tensor | None
+    peaks: Tensor | None = None
+    norms: Tensor | None = None
+    inverses: Tensor | None = None
 
 
 def parts_of(cols: int) -> tuple[int, int]:
@@ -129,33 +132,29 @@ def parts_of(cols: int) -> tuple[int, int]:
     return triton.cdiv(cols, span), span
 
 
-def room_for_parts(x: Tensor, tokens: int, rank: int, *, peaks: bool, norms: bool) -> Parts:
+def room_for_parts(x: Tensor, tokens: int, rank: int, *, partial_only: bool = False) -> Parts:
     """Allocate what `project_into` fills for so many tokens of `x`."""
     parts, _ = parts_of(x.shape[1])
-    return Parts(
-        torch.empty(parts, tokens, rank, dtype=torch.float32, device=x.device),
-        torch.empty(parts, tokens, dtype=torch.float32, device=x.device) if peaks else None,
-        torch.empty(parts, rank, dtype=torch.float32, device=x.device) if norms else None,
-    )
+    shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (x.shape[1],))
+    wanted = shapes[:1] if partial_only else shapes
+    return Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
 
 
-def project_into(found: Parts, x: Tensor, down: Tensor, smooth: Tensor | None) -> None:
-    """Down-project tokens [tokens, cols]."""
+def project_into(found: Parts, x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> None:
+    """Down-project tokens [tokens, cols]; `aside` fills what does not depend on them."""
     tokens, cols = x.shape
     parts, span = parts_of(cols)
-    blocks = triton.cdiv(tokens, PROJECT["TOKENS"]) + (found.norms is not None)
-    project_kernel[(blocks, parts)](
-        found.partial, found.peaks, found.norms, x, smooth, down,
-        tokens, cols, x.stride(0), span, found.partial.shape[1], down.shape[0],
+    project_kernel[(triton.cdiv(tokens, PROJECT["TOKENS"]) + aside, parts)](
+        *found, x, smooth, down, tokens, cols, x.stride(0), span, found.partial.shape[1], down.shape[0],
         SMOOTH=smooth is not None, RANK=found.partial.shape[2], PRECISION=_precision(x.dtype),
-        PEAKS=found.peaks is not None, NORMS=found.norms is not None, **PROJECT,
+        PEAKS=found.peaks is not None, ASIDE=aside, **PROJECT,
     )  # fmt: skip
 
 
 def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
     """Down-project tokens: float32 [parts, tokens, rank], to be summed."""
-    found = room_for_parts(x, x.shape[0], padded_rank(down), peaks=False, norms=False)
-    project_into(found, x, down, smooth)
+    found = room_for_parts(x, x.shape[0], padded_rank(down), partial_only=True)
+    project_into(found, x, down, smooth, aside=False)
     return found.partial
 
 
@@ -183,13 +182,13 @@ def quantize_projected(
     projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
     gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
     at_once = tokens_at_once(x)
-    found = room_for_parts(x, at_once, rank, peaks=True, norms=append)
+    found = room_for_parts(x, at_once, rank)
     for first in range(0, tokens, at_once):
         some = slice(first, min(first + at_once, tokens))
         part = x[some]
-        project_into(found if first == 0 else found._replace(norms=None), part, down, smooth)
+        project_into(found, part, down, smooth, aside=first == 0)
         scaled_kernel[(triton.cdiv(len(part), SCALED["TOKENS"]), triton.cdiv(cols, SCALED["COLS"]))](
-            codes[some], row_scale[some], None if projected is None else projected[some], gains, part, smooth,
+            codes[some], row_scale[some], None if projected is None else projected[some], gains, part,
             *found, len(part), cols, x.stride(0), wide, at_once,
             BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smooth is not None, RANK=rank,
             PARTS=len(found.partial), PARTS_HELD=triton.next_power_of_2(len(found.partial)), APPEND=append,
@@ -235,9 +234,10 @@ def expand_float8(
     up_out = torch.empty(rows, rank, dtype=dtype, device=device) if copied else None
     words, whole = words_of(packed, bits)
     multiplier = 2 if doubled else 1
-    units_kernel[(triton.cdiv(rows, UNITS["ROWS"]), triton.cdiv(triton.cdiv(cols, 8), UNITS["WORDS"]))](
+    span = triton.cdiv(cols, triton.cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
+    units_kernel[(triton.cdiv(rows, UNITS["ROWS"]), triton.cdiv(cols, span * 8))](
         out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains,
-        rows, cols, words.shape[1], exponent.shape[1], wide, fixed_offset * multiplier,
+        rows, cols, span, words.shape[1], exponent.shape[1], wide, fixed_offset * multiplier,
         0 if up is None else up.shape[1], worth,
         BITS=bits, WHOLE=whole, GROUP=group, STORED=offset is not None, MULTIPLIER=multiplier,
         BIAS=bias is not None, BRANCH="none" if up is None else "append" if gains is not None else "copy",

@@ -23,11 +23,11 @@ def power_of_two_above(x):
 def quotient(x, by, inverse):
     """Return `x / by` as a division rounds it, `inverse` being `1 / by` rounded (Markstein 1990).
 
-    A quotient that lies between two codes has to come out exactly there, which a product with the inverse
+    A quotient half-way between two codes has to come out exactly there, which a product with the inverse
     does not.
     """
     guess = x * inverse
-    return tl.fma(tl.fma(-guess, by, x), inverse, guess)
+    return tl.fma(tl.fma(guess, -by, x), inverse, guess)
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def gain_of(norm):
 def grouped_codes(
     values, scale, top,
     GRID: tl.constexpr, largest: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
-    KIND: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
+    KIND: tl.constexpr, EXACT: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Round to groups with scales of two levels: products of the type `KIND`.
 
@@ -75,6 +75,9 @@ def grouped_codes(
         values: float32 [TOKENS, COLS].
         scale: float32 [TOKENS], the tokens' scales.
         top: float32 [TOKENS], the tokens' magnitudes.
+        EXACT: whether to divide as the definition does. Values times a rounded inverse are equal but for the
+            last bit, which decides where they lie half-way between two codes: often for 16-bit inputs as
+            they are, and hardly ever for smoothed ones.
     """
     grouped = tl.reshape(values, (TOKENS, COLS // GROUP, GROUP))
     absmax = tl.max(tl.abs(grouped), axis=2)
@@ -82,8 +85,9 @@ def grouped_codes(
         reach = tl.broadcast_to((scale * largest)[:, None], absmax.shape)
         k = tl.minimum(tl.maximum(tl.ceil(tl.math.div_rn(absmax, reach)), 1.0), LARGEST_K * 1.0)
         step = tl.broadcast_to(scale[:, None], k.shape) * k
-        inverse = tl.math.div_rn(1.0, step)
-        units = round_even(quotient(grouped, step[:, :, None], inverse[:, :, None])) * k[:, :, None]
+        inverse = tl.math.div_rn(1.0, step)[:, :, None]
+        ratio = quotient(grouped, step[:, :, None], inverse) if EXACT else grouped * inverse
+        units = round_even(ratio) * k[:, :, None]
     else:
         # The least e with 2^e >= absmax / top: the difference of their exponents, and one more where the
         # fraction is larger. Below 2^-9 a code of one would be no number of the 8-bit float.
@@ -91,8 +95,9 @@ def grouped_codes(
         exponent = tl.maximum(tl.minimum((reach + 0x7FFFFF) >> 23, 0), -9)
         # Adding 1.5 * 2^(23 + e) rounds to multiples of 2^e: the group's scale costs nothing more.
         magic = (((exponent + 150) << 23) | 0x400000).to(tl.float32, bitcast=True)[:, :, None]
-        inverse = tl.math.div_rn(1.0, scale)
-        units = (quotient(grouped, scale[:, None, None], inverse[:, None, None]) + magic) - magic
+        inverse = tl.math.div_rn(1.0, scale)[:, None, None]
+        ratio = quotient(grouped, scale[:, None, None], inverse) if EXACT else grouped * inverse
+        units = (ratio + magic) - magic
     if KIND == tl.int8:
         # Adding 1.5 * 2^23 leaves an integer in the low bits of the float: cheaper than a conversion.
         code = (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
@@ -147,7 +152,8 @@ def quantize_kernel(
         zero = tl.minimum(tl.maximum(round_even(tl.math.div_rn(-lowest, scale)), 0.0), levels * 1.0)
         if BITS == 8:
             tl.store(row_zero + token, zero - 128.0, mask=here)
-        code = round_even(values * tl.math.div_rn(1.0, scale)[:, None] + zero[:, None])
+        ratio = quotient(values, scale[:, None], tl.math.div_rn(1.0, scale)[:, None])
+        code = round_even(ratio + zero[:, None])
         code = tl.minimum(tl.maximum(code, 0.0), levels * 1.0) - (128.0 if BITS == 8 else zero[:, None])
     elif GRID == "symmetric":
         if GIVEN:
@@ -158,14 +164,15 @@ def quantize_kernel(
             absmax = tl.max(tl.abs(values), axis=1)
         scale = tl.math.div_rn(absmax, largest * 1.0)
         scale = tl.where(scale == 0.0, 1.0, scale)
-        code = round_even(values * tl.math.div_rn(1.0, scale)[:, None])
+        code = round_even(quotient(values, scale[:, None], tl.math.div_rn(1.0, scale)[:, None]))
         code = tl.minimum(tl.maximum(code, -largest * 1.0), largest * 1.0)
     else:
         top = tl.max(tl.abs(values), axis=1)
         scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
         scale = tl.where(scale == 0.0, 1.0, scale)
         code = grouped_codes(
-            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, TOKENS, COLS
+            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH,
+            TOKENS, COLS,
         )
     tl.store(row_scale + token, scale + poison, mask=here)
     target = codes + token.to(tl.int64)[:, None] * out_stride + col[None, :]
@@ -174,10 +181,10 @@ def quantize_kernel(
 
 @triton.jit
 def project_kernel(
-    partial, peaks, norms, x, smooth, down,
+    partial, peaks, norms, inverses, x, smooth, down,
     tokens, cols, x_stride, span, room, rank,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
-    NORMS: tl.constexpr,
+    ASIDE: tl.constexpr,
     TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Low-rank down-projection `x / smooth @ down.T`, and the tokens' magnitudes, in parts of the channels.
@@ -187,8 +194,9 @@ def project_kernel(
             reads it, in order, so that the result is the same every time. Zero from `rank` on: a tensor core
             multiplies no fewer than 16, and blocks have powers of two.
         peaks: float32 [parts, room], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
-        norms: float32 [parts, RANK], sum of the magnitudes of each row of `down`; with `NORMS`, for which the
+        norms: float32 [parts, RANK], sum of the magnitudes of each row of `down`; with `ASIDE`, for which the
             grid has one block of tokens more.
+        inverses: float32 [cols], `1 / smooth`; with `ASIDE`, too.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
         down: float16 [rank, cols].
@@ -200,13 +208,16 @@ def project_kernel(
     direction = tl.arange(0, RANK)
     first = tl.program_id(1) * span
     last = tl.minimum(first + span, cols)
-    if NORMS and tl.program_id(0) * TOKENS >= tokens:
+    if ASIDE and tl.program_id(0) * TOKENS >= tokens:
         norm = tl.zeros((RANK,), tl.float32)
         for offset in range(first, last, COLS):
             col = offset + tl.arange(0, COLS)
             held = (direction < rank)[:, None] & (col < cols)[None, :]
             factor = tl.load(down + direction[:, None] * cols + col[None, :], mask=held, other=0.0)
             norm += tl.sum(tl.abs(factor.to(tl.float32)), axis=1)
+            if SMOOTH:
+                divisor = tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
+                tl.store(inverses + col, tl.math.div_rn(1.0, divisor), mask=col < cols)
         tl.store(norms + tl.program_id(1) * RANK + direction, norm)
     else:
         start = x + token.to(tl.int64)[:, None] * x_stride
@@ -239,7 +250,7 @@ def project_kernel(
 
 @triton.jit
 def scaled_kernel(
-    codes, row_scale, projected, gains, x, smooth, partial, peaks, norms,
+    codes, row_scale, projected, gains, x, partial, peaks, norms, inverses,
     tokens, cols, x_stride, out_stride, room,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
@@ -255,10 +266,10 @@ def scaled_kernel(
         projected: [tokens, RANK], the sum of `partial`; without `APPEND`.
         gains: float32 [RANK], see `gain_of`; with `APPEND`.
         x: [tokens, cols], rows `x_stride` apart.
-        smooth: float16 [cols], with `SMOOTH`.
         partial: float32 [PARTS, room, RANK].
         peaks: float32 [PARTS, room].
         norms: float32 [PARTS, RANK], with `APPEND`.
+        inverses: float32 [cols], what x is multiplied by; with `SMOOTH`.
         room: tokens that `partial` and `peaks` have room for.
         PARTS_HELD: a power of two, at least PARTS.
     """
@@ -271,7 +282,7 @@ def scaled_kernel(
     values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + col[None, :], mask=inside, other=0.0)
     values = values.to(tl.float32)
     if SMOOTH:
-        values *= (1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32))[None, :]
+        values *= tl.load(inverses + col, mask=col < cols, other=1.0)[None, :]
     part = tl.arange(0, PARTS_HELD)
     found = tl.load(
         peaks + part[None, :] * tl.cast(room, tl.int64) + token[:, None],
@@ -287,7 +298,8 @@ def scaled_kernel(
     tl.store(
         codes + token.to(tl.int64)[:, None] * out_stride + col[None, :],
         grouped_codes(
-            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, TOKENS, COLS
+            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH,
+            TOKENS, COLS,
         ),
         mask=inside,
     )
