@@ -32,6 +32,9 @@ from harness.kernels.weights import (
 CODES_PER_UNIT = {2: 16, 3: 32, 4: 8}
 """Widths the few-token kernel decodes, and the codes of one unit of whole 32-bit words."""
 
+FLOAT8_GROUPS = (8, 16, 32, 64, 128, 256, 512)
+"""Groups of columns that the float8 expansion knows."""
+
 Units = Callable[[], tuple[Tensor, Tensor]]
 """Expands a weight: units [rows, cols] and what one unit of each row is worth, float [rows]."""
 
@@ -157,7 +160,7 @@ def units_weight(weight: PackedWeight, dtype: torch.dtype) -> Units | None:
 def float8_codes(weight: PackedWeight) -> Float8Codes | None:
     """Return what expands to float8 in one go; None where `units_weight` has to, or nothing can."""
     found = _unit_codes(weight, torch.float8_e4m3fn)
-    if found is None or not isinstance(weight, UniformWeight) or found[0].group % 8 or not found[0].group:
+    if found is None or not isinstance(weight, UniformWeight) or found[0].group not in FLOAT8_GROUPS:
         return None
     scale = weight.scale.reshape(-1)
     return Float8Codes(found[0], scale, 1 / units_per_step(weight.grid)) if len(scale) == weight.rows else None

@@ -100,7 +100,7 @@ def expand_kernel(
 @triton.jit
 def units_kernel(
     out, col_scale, bias_out, up_out, packed, exponent, offset, row_scale, bias, up, gains,
-    rows, cols, span, row_words, groups, out_stride, fixed_offset, rank, worth,
+    rows, cols, span, row_words, groups, out_stride, fixed_offset, rank, worth, bits_of_one,
     BITS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STORED: tl.constexpr,
     MULTIPLIER: tl.constexpr, BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, WORDS: tl.constexpr,
@@ -123,7 +123,8 @@ def units_kernel(
         up: float16 [rows, rank]; with `BRANCH` other than "none".
         gains: float32 [RANK], see `gain_of`; with "append".
         span: words of a row that a program expands, a multiple of WORDS.
-        GROUP: columns that share an exponent, a multiple of 8.
+        bits_of_one: those of 1.0: an argument, since an instruction holds one constant and the mask is it.
+        GROUP: columns that share an exponent, a power of two from 8 to WORDS * 8.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
@@ -147,26 +148,29 @@ def units_kernel(
         word = begin + tl.arange(0, WORDS)
         inside = there[:, None] & (word < (cols + 7) // 8)[None, :]
         words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
-        where = row.to(tl.int64)[:, None] * groups + (word * 8 // GROUP)[None, :]
-        power = tl.load(exponent + where, mask=inside, other=0).to(tl.int32)
+        group = begin * 8 // GROUP + tl.arange(0, WORDS * 8 // GROUP)
+        where = row.to(tl.int64)[:, None] * groups + group[None, :]
+        present = there[:, None] & (group < groups)[None, :]
+        power = tl.load(exponent + where, mask=present, other=0).to(tl.int32)
         step = ((power + 127) << 23).to(tl.float32, bitcast=True) * shrink[:, None]
         if STORED:
-            zero = tl.load(offset + where, mask=inside, other=0).to(tl.float32)
+            zero = tl.load(offset + where, mask=present, other=0).to(tl.float32)
         else:
-            zero = tl.zeros((ROWS, WORDS), tl.float32) + fixed_offset
+            zero = tl.zeros(step.shape, tl.float32) + fixed_offset
         # A code in the mantissa of a number from 1 to 2 is a float without a conversion: 1 + code / 256. What
         # follows is exact: small integers times powers of two.
         shift = (tl.arange(0, 8) * BITS).to(tl.uint64)
         codes = ((words.to(tl.uint64) << 15)[:, :, None] >> shift[None, None, :]).to(tl.int32)
-        raised = (codes & (((1 << BITS) - 1) << 15) | 0x3F800000).to(tl.float32, bitcast=True)
+        raised = ((codes & (((1 << BITS) - 1) << 15)) | bits_of_one).to(tl.float32, bitcast=True)
+        raised = tl.reshape(raised, (ROWS, WORDS * 8 // GROUP, GROUP))
         units = tl.fma(
             raised,
             tl.broadcast_to((step * (256.0 * MULTIPLIER))[:, :, None], raised.shape),
             tl.broadcast_to((-(zero + 256.0 * MULTIPLIER) * step)[:, :, None], raised.shape),
         )
-        col = word[:, None] * 8 + tl.arange(0, 8)[None, :]
-        valid = there[:, None, None] & (col < cols)[None, :, :]
-        tl.store(start[:, None, None] + col[None, :, :], units.to(kind), mask=valid)
+        col = begin * 8 + tl.arange(0, WORDS * 8)
+        target = start[:, None] + col[None, :]
+        tl.store(target, tl.reshape(units.to(kind), (ROWS, WORDS * 8)), mask=there[:, None] & (col < cols)[None, :])
     if tl.program_id(1) == 0:
         tl.store(col_scale + row, value, mask=there)
         if BIAS:

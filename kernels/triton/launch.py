@@ -238,7 +238,7 @@ def expand_float8(
     units_kernel[(triton.cdiv(rows, UNITS["ROWS"]), triton.cdiv(cols, span * 8))](
         out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains,
         rows, cols, span, words.shape[1], exponent.shape[1], wide, fixed_offset * multiplier,
-        0 if up is None else up.shape[1], worth,
+        0 if up is None else up.shape[1], worth, 0x3F800000,
         BITS=bits, WHOLE=whole, GROUP=group, STORED=offset is not None, MULTIPLIER=multiplier,
         BIAS=bias is not None, BRANCH="none" if up is None else "append" if gains is not None else "copy",
         RANK=rank or 16, **UNITS,
