@@ -185,18 +185,37 @@ def quantize_projected(
     found = room_for_parts(x, at_once, rank)
     for first in range(0, tokens, at_once):
         some = slice(first, min(first + at_once, tokens))
-        part = x[some]
-        project_into(found, part, down, smooth, aside=first == 0)
-        scaled_kernel[(triton.cdiv(len(part), SCALED["TOKENS"]), triton.cdiv(cols, SCALED["COLS"]))](
-            codes[some], row_scale[some], None if projected is None else projected[some], gains, part,
-            *found, len(part), cols, x.stride(0), wide, at_once,
-            BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smooth is not None, RANK=rank,
-            PARTS=len(found.partial), PARTS_HELD=triton.next_power_of_2(len(found.partial)), APPEND=append,
-            **SCALED,
+        project_into(found, x[some], down, smooth, aside=first == 0)
+        quantize_into(
+            codes[some], row_scale[some], None if projected is None else projected[some], gains, x[some], found,
+            bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
         )  # fmt: skip
     last = gains if projected is None else projected
     assert last is not None
     return codes, row_scale, last
+
+
+def quantize_into(
+    codes: Tensor,
+    row_scale: Tensor,
+    projected: Tensor | None,
+    gains: Tensor | None,
+    x: Tensor,
+    found: Parts,
+    *,
+    bits: int,
+    grid: str,
+    group: int,
+    largest_k: int,
+    smoothed: bool,
+) -> None:
+    """Quantize tokens whose projection was `found`; with `gains` it goes to further columns of `codes`."""
+    (tokens, cols), (parts, room, rank) = x.shape, found.partial.shape
+    scaled_kernel[(triton.cdiv(tokens, SCALED["TOKENS"]), triton.cdiv(cols, SCALED["COLS"]))](
+        codes, row_scale, projected, gains, x, *found, tokens, cols, x.stride(0), codes.stride(0), room,
+        BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smoothed, RANK=rank,
+        PARTS=parts, PARTS_HELD=triton.next_power_of_2(parts), APPEND=gains is not None, **SCALED,
+    )  # fmt: skip
 
 
 def tokens_at_once(x: Tensor) -> int:
