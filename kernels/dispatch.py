@@ -5,7 +5,9 @@
 | `reference` | the float formula in torch (`harness.kernels.layers`) | all; the definition |
 | `int8` | codes and units as int8, one integer GEMM, scales and branch in its epilogue | linear; a scale \
 per row, or groups with integer scales |
-| `fp8` | the same in float8 e4m3, exact for power-of-two scales | linear; groups with `e8m0` scales |
+| `fp8` | codes and units as float8 e4m3, exact for power-of-two scales, one product of the vendor's \
+library where torch has it (else this package's), the branch in it or after it | linear; groups with `e8m0` \
+scales |
 | `gemv` | codes decoded where they are multiplied | linear, weight-only, few tokens |
 | `expand` | the weight expanded to the type of x, then the vendor's GEMM or convolution | all others |
 

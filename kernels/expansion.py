@@ -163,7 +163,9 @@ def float8_codes(weight: PackedWeight) -> Float8Codes | None:
     if found is None or not isinstance(weight, UniformWeight) or found[0].group not in FLOAT8_GROUPS:
         return None
     scale = weight.scale.reshape(-1)
-    return Float8Codes(found[0], scale, 1 / units_per_step(weight.grid)) if len(scale) == weight.rows else None
+    return (
+        Float8Codes(found[0], scale, 1 / units_per_step(weight.grid)) if len(scale) == weight.rows else None
+    )
 
 
 def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:

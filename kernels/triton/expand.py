@@ -170,11 +170,15 @@ def units_kernel(
         )
         col = begin * 8 + tl.arange(0, WORDS * 8)
         target = start[:, None] + col[None, :]
-        tl.store(target, tl.reshape(units.to(kind), (ROWS, WORDS * 8)), mask=there[:, None] & (col < cols)[None, :])
+        tl.store(
+            target, tl.reshape(units.to(kind), (ROWS, WORDS * 8)), mask=there[:, None] & (col < cols)[None, :]
+        )
     if tl.program_id(1) == 0:
         tl.store(col_scale + row, value, mask=there)
         if BIAS:
-            tl.store(bias_out + row, tl.load(bias + row, mask=there).to(bias_out.dtype.element_ty), mask=there)
+            tl.store(
+                bias_out + row, tl.load(bias + row, mask=there).to(bias_out.dtype.element_ty), mask=there
+            )
         if BRANCH == "copy":
             held = there[:, None] & (direction < rank)[None, :]
             whole = tl.load(up + row[:, None] * rank + direction[None, :], mask=held, other=0.0)

@@ -23,6 +23,7 @@ read for the second time."""
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS_SPAN = 4096
+"""Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
 SCALED = {"TOKENS": 8, "COLS": 1024, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
@@ -187,7 +188,8 @@ def quantize_projected(
         some = slice(first, min(first + at_once, tokens))
         project_into(found, x[some], down, smooth, aside=first == 0)
         quantize_into(
-            codes[some], row_scale[some], None if projected is None else projected[some], gains, x[some], found,
+            codes[some], row_scale[some], None if projected is None else projected[some], gains, x[some],
+            found,
             bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
         )  # fmt: skip
     last = gains if projected is None else projected
@@ -242,7 +244,7 @@ def expand_float8(
     gains: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Expand to float8: units, col_scale, and bias and up of `dtype`; with `gains` up is part of the units."""
+    """Expand to float8: units, col_scale, bias and up of `dtype`; with `gains` up is part of the units."""
     rows, device = packed.shape[0], packed.device
     rank = 0 if up is None else padded_rank(up.T)
     wide = cols if gains is None else cols + 4 * rank
@@ -321,7 +323,7 @@ def linear(
 
 
 def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies float8 codes and units with a scale per row of each, in the vendor's library."""
+    """Whether torch multiplies float8 codes and units, a scale per row of each, in the vendor's library."""
     if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
         return False
     fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0

@@ -153,7 +153,12 @@ def expand_float8(
         doubled=doubled, bias=bias, up=up, gains=gains, dtype=dtype,
     )  # fmt: skip
     none = col_scale.new_empty(0, dtype=dtype)
-    return units, col_scale, none if bias_out is None else bias_out, none.clone() if up_out is None else up_out
+    return (
+        units,
+        col_scale,
+        none if bias_out is None else bias_out,
+        none.clone() if up_out is None else up_out,
+    )
 
 
 @expand_float8.register_fake

@@ -51,14 +51,14 @@ def round_float8(x):
 
 @triton.jit
 def gain_of(norm):
-    """Return the power of two by which a direction of the branch is multiplied to fit float8 beside the codes.
+    """Return the power of two that makes a direction of the branch fit float8 beside the codes.
 
     Args:
-        norm: float32, sum of the magnitudes of the direction's row of the down-projection. A token's magnitude
-            is at most 7 of its scale, so 63 / norm leaves 441 (and the products' rounding 448).
+        norm: float32, sum of the magnitudes of the direction's row of the down-projection. A token's values
+            are at most 7 of its scales, so 63 / norm leaves 441, and 448 with rounding.
     """
-    room = tl.math.div_rn(63.0, tl.where(norm == 0.0, 1.0, norm))
-    return (room.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    most = tl.math.div_rn(63.0, tl.where(norm == 0.0, 1.0, norm))
+    return (most.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -171,8 +171,17 @@ def quantize_kernel(
         scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
         scale = tl.where(scale == 0.0, 1.0, scale)
         code = grouped_codes(
-            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH,
-            TOKENS, COLS,
+            values,
+            scale,
+            top,
+            GRID,
+            largest,
+            GROUP,
+            LARGEST_K,
+            codes.dtype.element_ty,
+            not SMOOTH,
+            TOKENS,
+            COLS,
         )
     tl.store(row_scale + token, scale + poison, mask=here)
     target = codes + token.to(tl.int64)[:, None] * out_stride + col[None, :]
@@ -298,8 +307,17 @@ def scaled_kernel(
     tl.store(
         codes + token.to(tl.int64)[:, None] * out_stride + col[None, :],
         grouped_codes(
-            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH,
-            TOKENS, COLS,
+            values,
+            scale,
+            top,
+            GRID,
+            largest,
+            GROUP,
+            LARGEST_K,
+            codes.dtype.element_ty,
+            not SMOOTH,
+            TOKENS,
+            COLS,
         ),
         mask=inside,
     )
@@ -318,7 +336,9 @@ def scaled_kernel(
             gain = gain_of(norm)
             if block == 0:
                 tl.store(gains + direction, gain)
-            high, low = halves(tl.math.div_rn(total, tl.broadcast_to(scale[:, None], total.shape)) * gain[None, :])
+            high, low = halves(
+                tl.math.div_rn(total, tl.broadcast_to(scale[:, None], total.shape)) * gain[None, :]
+            )
             target = codes + token.to(tl.int64)[:, None] * out_stride + cols + direction[None, :]
             kind: tl.constexpr = codes.dtype.element_ty
             tl.store(target, high.to(kind), mask=here[:, None])

@@ -77,8 +77,8 @@ def quantizations(arch: int) -> Iterator[Case]:
                 yield from after_projection(grid, codes, x, constants["LARGEST_K"])
     for x, both in (("bf16", True), ("fp16", False), ("fp32", True)):
         signature = {
-            "partial": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32", "room": "i32",
-            "rank": "i32", **sizes,
+            "partial": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
+            "room": "i32", "rank": "i32", **sizes,
         }  # fmt: skip
         signature |= {"peaks": "*fp32", "norms": "*fp32", "inverses": "*fp32"} if both else {}
         precision = "ieee" if x == "fp32" else "same"
@@ -113,7 +113,8 @@ def float8_expansions(arch: int) -> Iterator[Case]:
         words = {2: "i16", 4: "i32"}.get(bits, "u8")
         signature = {
             "out": "*fp8e4nv", "col_scale": "*fp32", "packed": f"*{words}", "exponent": "*i8",
-            "row_scale": "*fp16", "bias": "*fp16", "bias_out": "*bf16", "fixed_offset": "fp32", "worth": "fp32",
+            "row_scale": "*fp16", "bias": "*fp16", "bias_out": "*bf16", "fixed_offset": "fp32",
+            "worth": "fp32",
         }  # fmt: skip
         integers = ("rows", "cols", "span", "row_words", "groups", "out_stride", "rank", "bits_of_one")
         signature |= dict.fromkeys(integers, "i32")
@@ -122,8 +123,8 @@ def float8_expansions(arch: int) -> Iterator[Case]:
         signature |= {"gains": "*fp32"} if branch == "append" else {}
         signature |= {"up_out": "*bf16"} if branch == "copy" else {}
         constants = {
-            "BITS": bits, "WHOLE": bits != 3, "GROUP": 64, "STORED": bits == 3, "BIAS": True, "BRANCH": branch,
-            "MULTIPLIER": 2 if bits == 2 else 1, "RANK": 32, "ROWS": 8, "WORDS": 128,
+            "BITS": bits, "WHOLE": bits != 3, "GROUP": 64, "STORED": bits == 3, "BIAS": True,
+            "BRANCH": branch, "MULTIPLIER": 2 if bits == 2 else 1, "RANK": 32, "ROWS": 8, "WORDS": 128,
         }  # fmt: skip
         yield expand.units_kernel, signature, constants, 4
 
