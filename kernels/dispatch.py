@@ -5,7 +5,9 @@
 | `reference` | the float formula in torch (`harness.kernels.layers`) | all; the definition |
 | `int8` | codes and units as int8, one integer GEMM, scales and branch in its epilogue | linear; a scale \
 per row, or groups with integer scales |
-| `fp8` | the same in float8 e4m3, exact for power-of-two scales | linear; groups with `e8m0` scales |
+| `fp8` | codes and units as float8 e4m3, exact for power-of-two scales, one product of the vendor's \
+library where torch has it (else this package's), the branch in it or after it | linear; groups with `e8m0` \
+scales |
 | `gemv` | codes decoded where they are multiplied | linear, weight-only, few tokens |
 | `expand` | the weight expanded to the type of x, then the vendor's GEMM or convolution | all others |
 
@@ -27,7 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.kernels.activations import ActQuantizer
-from harness.kernels.expansion import expandable, few_token_weight, float_weight, units_weight
+from harness.kernels.expansion import (
+    expandable,
+    few_token_weight,
+    float8_codes,
+    float_weight,
+    units_weight,
+)
 
 if TYPE_CHECKING:
     from harness.kernels.layers import PackedConv2d, PackedLayer, PackedLinear
@@ -36,6 +44,8 @@ Backend = Literal["auto", "reference", "triton"]
 Road = Literal["reference", "int8", "fp8", "gemv", "expand"]
 FEW_TOKENS = 4
 """Tokens up to which decoding in the multiplication was measured faster than expanding first."""
+MOST_APPENDED = 64
+"""Largest rank of a branch that becomes columns of a float8 product, four for each direction."""
 OLDEST = (8, 0)
 OLDEST_FP8 = (8, 9)
 
@@ -106,7 +116,10 @@ def _linear_road(layer: PackedLayer, x: Tensor) -> Road:
 def linear(layer: PackedLinear, x: Tensor, road: Road) -> Tensor:
     """Run a linear layer on a road other than `reference`: [..., in] -> [..., out] in the dtype of `x`."""
     tokens = x.reshape(-1, x.shape[-1])
-    if road in {"int8", "fp8"}:
+    tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
+    if road == "fp8" and float8_codes(layer.weight) is not None:
+        y = _float8_linear(layer, tokens)
+    elif road in {"int8", "fp8"}:
         y = _units_linear(layer, tokens, x)
     elif road == "gemv":
         y = _few_tokens(layer, tokens)
@@ -131,7 +144,6 @@ def _units_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
 
     act = layer.act
     assert act is not None
-    tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
     kind = _code_type(act)
     assert kind is not None
     found = units_weight(layer.weight, kind)
@@ -142,7 +154,7 @@ def _units_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
     zero: Tensor | None = None
     if branch is not None and act.scale_format != "float":
         codes, row_scale, projected = ops.quantize_projected(
-            tokens, act.bits, grid, act.group, largest_k, layer.smooth, branch.down
+            tokens, act.bits, grid, act.group, largest_k, layer.smooth, branch.down, False
         )
     else:
         lo, hi = _given(act, x, layer.smooth)
@@ -156,6 +168,48 @@ def _units_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
         codes, units, row_scale, col_scale, zero, projected, up, layer.bias, x.dtype
     )
     return y
+
+
+def _float8_linear(layer: PackedLinear, tokens: Tensor) -> Tensor:
+    """Run a layer on float8: the branch is a part of the product, or added to it."""
+    from harness.kernels.triton import ops
+
+    act, branch, weight = layer.act, layer.branch, float8_codes(layer.weight)
+    assert act is not None
+    assert weight is not None
+    grid, largest_k = _grid(act)
+    gains: Tensor | None = None
+    projected: Tensor | None = None
+    if branch is None:
+        codes, row_scale, _ = ops.quantize_tokens(
+            tokens, act.bits, grid, act.group, largest_k, layer.smooth, None, None
+        )
+    else:
+        append = appends_branch(layer, tokens)
+        codes, row_scale, found = ops.quantize_projected(
+            tokens, act.bits, grid, act.group, largest_k, layer.smooth, branch.down, append
+        )
+        gains, projected = (found, None) if append else (None, found)
+    units, col_scale, bias, up = weight.expand(
+        tokens.dtype, layer.bias, None if branch is None else branch.up, gains
+    )
+    y: Tensor = ops.scaled_linear(
+        codes, units, row_scale, col_scale, None, projected, None if projected is None else up,
+        None if layer.bias is None else bias, tokens.dtype,
+    )  # fmt: skip
+    return y
+
+
+def appends_branch(layer: PackedLinear, tokens: Tensor) -> bool:
+    """Whether the branch becomes further columns of a float8 product, for the vendor's product to do.
+
+    That costs the product 4 * rank columns; adding the branch after it costs reading and writing the output
+    once more, which is less where the output is the smaller matrix.
+    """
+    if layer.branch is None or tokens.dtype != torch.bfloat16 or tokens.device.type != "cuda":
+        return False
+    few = layer.branch.rank <= MOST_APPENDED
+    return few and layer.out_features >= layer.in_features
 
 
 def _few_tokens(layer: PackedLinear, tokens: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ from harness.kernels.weights import (
 CODES_PER_UNIT = {2: 16, 3: 32, 4: 8}
 """Widths the few-token kernel decodes, and the codes of one unit of whole 32-bit words."""
 
+FLOAT8_GROUPS = (8, 16, 32, 64, 128, 256, 512)
+"""Groups of columns that the float8 expansion knows."""
+
 Units = Callable[[], tuple[Tensor, Tensor]]
 """Expands a weight: units [rows, cols] and what one unit of each row is worth, float [rows]."""
 
@@ -83,6 +86,34 @@ class Codes(NamedTuple):
         )  # fmt: skip
 
 
+class Float8Codes(NamedTuple):
+    """A weight that is expanded to float8 with all else its product reads.
+
+    Attributes:
+        codes: the codes; `scale` int8, exponents of two.
+        row_scale: what one step of each row is worth, float16 [rows].
+        worth: units per step, inverted: 1, or 1/2 where units are half steps.
+    """
+
+    codes: Codes
+    row_scale: Tensor
+    worth: float
+
+    def expand(
+        self, dtype: torch.dtype, bias: Tensor | None, up: Tensor | None, gains: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return units, the rows' scales, and bias and up in `dtype`, see `ops.expand_float8`."""
+        from harness.kernels.triton import ops
+
+        codes = self.codes
+        assert codes.scale is not None
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = ops.expand_float8(
+            codes.packed, codes.bits, codes.cols, codes.scale, codes.group, self.row_scale, self.worth,
+            codes.offset, codes.fixed, codes.doubled, bias, up, gains, dtype,
+        )  # fmt: skip
+        return found
+
+
 class FewTokenWeight(NamedTuple):
     """A uniform weight as `harness.kernels.triton.ops.gemv` reads it; attributes as in `Codes`."""
 
@@ -124,6 +155,17 @@ def units_weight(weight: PackedWeight, dtype: torch.dtype) -> Units | None:
         return None
     codes, scale = found
     return lambda: (codes.expand(dtype), scale())
+
+
+def float8_codes(weight: PackedWeight) -> Float8Codes | None:
+    """Return what expands to float8 in one go; None where `units_weight` has to, or nothing can."""
+    found = _unit_codes(weight, torch.float8_e4m3fn)
+    if found is None or not isinstance(weight, UniformWeight) or found[0].group not in FLOAT8_GROUPS:
+        return None
+    scale = weight.scale.reshape(-1)
+    return (
+        Float8Codes(found[0], scale, 1 / units_per_step(weight.grid)) if len(scale) == weight.rows else None
+    )
 
 
 def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from harness.kernels.triton.codes import load_words, spread
+from harness.kernels.triton.quantize import halves, power_of_two_above
 
 
 @triton.jit
@@ -94,3 +95,99 @@ def expand_kernel(
     if SCATTER:
         target = tl.load(rows_of + row, mask=row < rows, other=0)
     tl.store(out + target[:, None] * cols + col[None, :], values.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def units_kernel(
+    out, col_scale, bias_out, up_out, packed, exponent, offset, row_scale, bias, up, gains,
+    rows, cols, span, row_words, groups, out_stride, fixed_offset, rank, worth, bits_of_one,
+    BITS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STORED: tl.constexpr,
+    MULTIPLIER: tl.constexpr, BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr,
+    ROWS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Write `(MULTIPLIER * code - offset) * 2^exponent` as float8, and all else a float8 product reads.
+
+    Args:
+        out: float8_e4m3fn [rows, out_stride], of which `cols` are written, and 4 * RANK more with
+            `BRANCH == "append"`: the up-projection in units of `col_scale`, over the directions' gains, as
+            halves [high, high, low, low]: beside those of `scaled_kernel` all four products of two halves.
+        col_scale: float32 [rows]: `worth * row_scale`, and with "append" at least what lets the branch fit.
+            Where that is more the units are as much smaller, which is exact unless the row holds exponents
+            so low that nothing is left below them; the row is then nearly all branch.
+        bias_out: [rows], `bias` in another type; with `BIAS`.
+        up_out: [rows, RANK], `up` in another type, zero from `rank` on; with `BRANCH == "copy"`.
+        packed: rows of words, see `load_words`.
+        exponent: int8 [rows, groups].
+        offset: alike, an integer each, read with `STORED`; else it is `fixed_offset`.
+        row_scale: float [rows].
+        up: float16 [rows, rank]; with `BRANCH` other than "none".
+        gains: float32 [RANK], see `gain_of`; with "append".
+        span: words of a row that a program expands, a multiple of WORDS.
+        bits_of_one: those of 1.0: an argument, since an instruction holds one constant and the mask is it.
+        GROUP: columns that share an exponent, a power of two from 8 to WORDS * 8.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = row < rows
+    value = tl.load(row_scale + row, mask=there, other=0.0).to(tl.float32) * worth
+    shrink = tl.full((ROWS,), 1.0, tl.float32)
+    direction = tl.arange(0, RANK)
+    if BRANCH == "append":
+        held = there[:, None] & (direction < rank)[None, :]
+        factor = tl.load(up + row[:, None] * rank + direction[None, :], mask=held, other=0.0).to(tl.float32)
+        factor *= tl.math.div_rn(1.0, tl.load(gains + direction))[None, :]
+        need = tl.max(tl.abs(factor), axis=1) * (1.0 / 440.0)
+        nothing = value == 0.0
+        ratio = tl.math.div_rn(need, tl.where(nothing, 1.0, value))
+        grow = power_of_two_above(tl.maximum(ratio, tl.where(nothing, 1e-30, 1.0)))
+        value = tl.where(nothing, 1.0, value) * grow
+        shrink = tl.where(nothing, 0.0, 1.0 / grow)
+    kind: tl.constexpr = out.dtype.element_ty
+    start = out + row.to(tl.int64) * out_stride
+    first = tl.program_id(1) * span
+    for begin in range(first, tl.minimum(first + span, (cols + 7) // 8), WORDS):
+        word = begin + tl.arange(0, WORDS)
+        inside = there[:, None] & (word < (cols + 7) // 8)[None, :]
+        words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
+        group = begin * 8 // GROUP + tl.arange(0, WORDS * 8 // GROUP)
+        where = row.to(tl.int64)[:, None] * groups + group[None, :]
+        present = there[:, None] & (group < groups)[None, :]
+        power = tl.load(exponent + where, mask=present, other=0).to(tl.int32)
+        step = ((power + 127) << 23).to(tl.float32, bitcast=True) * shrink[:, None]
+        if STORED:
+            zero = tl.load(offset + where, mask=present, other=0).to(tl.float32)
+        else:
+            zero = tl.zeros(step.shape, tl.float32) + fixed_offset
+        # A code in the mantissa of a number from 1 to 2 is a float without a conversion: 1 + code / 256. What
+        # follows is exact: small integers times powers of two.
+        shift = (tl.arange(0, 8) * BITS).to(tl.uint64)
+        codes = ((words.to(tl.uint64) << 15)[:, :, None] >> shift[None, None, :]).to(tl.int32)
+        raised = ((codes & (((1 << BITS) - 1) << 15)) | bits_of_one).to(tl.float32, bitcast=True)
+        raised = tl.reshape(raised, (ROWS, WORDS * 8 // GROUP, GROUP))
+        units = tl.fma(
+            raised,
+            tl.broadcast_to((step * (256.0 * MULTIPLIER))[:, :, None], raised.shape),
+            tl.broadcast_to((-(zero + 256.0 * MULTIPLIER) * step)[:, :, None], raised.shape),
+        )
+        col = begin * 8 + tl.arange(0, WORDS * 8)
+        target = start[:, None] + col[None, :]
+        tl.store(
+            target, tl.reshape(units.to(kind), (ROWS, WORDS * 8)), mask=there[:, None] & (col < cols)[None, :]
+        )
+    if tl.program_id(1) == 0:
+        tl.store(col_scale + row, value, mask=there)
+        if BIAS:
+            tl.store(
+                bias_out + row, tl.load(bias + row, mask=there).to(bias_out.dtype.element_ty), mask=there
+            )
+        if BRANCH == "copy":
+            held = there[:, None] & (direction < rank)[None, :]
+            whole = tl.load(up + row[:, None] * rank + direction[None, :], mask=held, other=0.0)
+            target = up_out + row[:, None] * RANK + direction[None, :]
+            tl.store(target, whole.to(up_out.dtype.element_ty), mask=there[:, None])
+        if BRANCH == "append":
+            high, low = halves(tl.math.div_rn(factor, tl.broadcast_to(value[:, None], factor.shape)))
+            target = start[:, None] + cols + direction[None, :]
+            tl.store(target, high.to(kind), mask=there[:, None])
+            tl.store(target + RANK, high.to(kind), mask=there[:, None])
+            tl.store(target + 2 * RANK, low.to(kind), mask=there[:, None])
+            tl.store(target + 3 * RANK, low.to(kind), mask=there[:, None])

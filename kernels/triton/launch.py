@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from harness.kernels.expansion import CODES_PER_UNIT
-from harness.kernels.triton.expand import expand_kernel
+from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import gemv_kernel
 from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
 
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
+SLICE_BYTES = 48 * 10**6
+"""Inputs of more bytes are projected and quantized in slices of tokens, each still in the cache when it is
+read for the second time."""
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
+UNITS = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
+UNITS_SPAN = 4096
+"""Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
-SCALED = {"TOKENS": 4, "COLS": 1024, "num_warps": 4}
+SCALED = {"TOKENS": 8, "COLS": 1024, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
+VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
+"""Compute capabilities for which torch has a float8 product with a scale per row of both factors."""
 WORD_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -101,20 +111,52 @@ def quantize(
     return codes, row_scale, row_zero
 
 
-def project(
-    x: Tensor, down: Tensor, smooth: Tensor | None = None, *, peaks: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Down-project tokens: partial float32 [parts, tokens, rank], and peaks [parts, tokens]."""
-    (tokens, cols), rank = x.shape, padded_rank(down)
+class Parts(NamedTuple):
+    """A down-projection in parts of the channels, as `project_kernel` leaves it.
+
+    Attributes:
+        partial: float32 [parts, tokens, rank].
+        peaks: float32 [parts, tokens], or None.
+        norms: float32 [parts, rank], or None.
+        inverses: float32 [cols], or None.
+    """
+
+    partial: Tensor
+    peaks: Tensor | None = None
+    norms: Tensor | None = None
+    inverses: Tensor | None = None
+
+
+def parts_of(cols: int) -> tuple[int, int]:
+    """Return into how many parts channels are cut, and how many channels a part has."""
     span = triton.cdiv(triton.cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
-    parts = triton.cdiv(cols, span)
-    partial = torch.empty(parts, tokens, rank, dtype=torch.float32, device=x.device)
-    peak = torch.empty(parts, tokens, dtype=torch.float32, device=x.device) if peaks else None
-    project_kernel[(triton.cdiv(tokens, PROJECT["TOKENS"]), parts)](
-        partial, peak, x, smooth, down, tokens, cols, x.stride(0), span, down.shape[0],
-        SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x.dtype), PEAKS=peaks, **PROJECT,
+    return triton.cdiv(cols, span), span
+
+
+def room_for_parts(x: Tensor, tokens: int, rank: int, *, partial_only: bool = False) -> Parts:
+    """Allocate what `project_into` fills for so many tokens of `x`."""
+    parts, _ = parts_of(x.shape[1])
+    shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (x.shape[1],))
+    wanted = shapes[:1] if partial_only else shapes
+    return Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
+
+
+def project_into(found: Parts, x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> None:
+    """Down-project tokens [tokens, cols]; `aside` fills what does not depend on them."""
+    tokens, cols = x.shape
+    parts, span = parts_of(cols)
+    project_kernel[(triton.cdiv(tokens, PROJECT["TOKENS"]) + aside, parts)](
+        *found, x, smooth, down, tokens, cols, x.stride(0), span, found.partial.shape[1], down.shape[0],
+        SMOOTH=smooth is not None, RANK=found.partial.shape[2], PRECISION=_precision(x.dtype),
+        PEAKS=found.peaks is not None, ASIDE=aside, **PROJECT,
     )  # fmt: skip
-    return partial, peak
+
+
+def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
+    """Down-project tokens: float32 [parts, tokens, rank], to be summed."""
+    found = room_for_parts(x, x.shape[0], padded_rank(down), partial_only=True)
+    project_into(found, x, down, smooth, aside=False)
+    return found.partial
 
 
 def quantize_projected(
@@ -126,19 +168,103 @@ def quantize_projected(
     group: int = 64,
     largest_k: int = 1,
     smooth: Tensor | None = None,
+    append: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize tokens to groups of two-level scales, and project: codes, row_scale, projected."""
-    tokens, cols = x.shape
-    partial, peaks = project(x, down, smooth, peaks=True)
-    codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)
+    """Quantize tokens to groups of two-level scales, and project.
+
+    Returns:
+        codes, row_scale, and `projected` [tokens, rank] in the type of `x`; with `append` the projection in
+        further columns of codes instead, and the directions' gains (see `scaled_kernel`).
+    """
+    (tokens, cols), rank = x.shape, padded_rank(down)
+    wide = cols + 4 * rank if append else cols
+    codes = torch.empty(tokens, wide, dtype=code_type(grid), device=x.device)
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    projected = torch.empty(tokens, padded_rank(down), dtype=x.dtype, device=x.device)
+    projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
+    gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
+    at_once = tokens_at_once(x)
+    found = room_for_parts(x, at_once, rank)
+    for first in range(0, tokens, at_once):
+        some = slice(first, min(first + at_once, tokens))
+        project_into(found, x[some], down, smooth, aside=first == 0)
+        quantize_into(
+            codes[some], row_scale[some], None if projected is None else projected[some], gains, x[some],
+            found,
+            bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
+        )  # fmt: skip
+    last = gains if projected is None else projected
+    assert last is not None
+    return codes, row_scale, last
+
+
+def quantize_into(
+    codes: Tensor,
+    row_scale: Tensor,
+    projected: Tensor | None,
+    gains: Tensor | None,
+    x: Tensor,
+    found: Parts,
+    *,
+    bits: int,
+    grid: str,
+    group: int,
+    largest_k: int,
+    smoothed: bool,
+) -> None:
+    """Quantize tokens whose projection was `found`; with `gains` it goes to further columns of `codes`."""
+    (tokens, cols), (parts, room, rank) = x.shape, found.partial.shape
     scaled_kernel[(triton.cdiv(tokens, SCALED["TOKENS"]), triton.cdiv(cols, SCALED["COLS"]))](
-        codes, row_scale, projected, x, smooth, partial, peaks, tokens, cols, x.stride(0), cols,
-        BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smooth is not None,
-        RANK=padded_rank(down), PARTS=partial.shape[0], **SCALED,
+        codes, row_scale, projected, gains, x, *found, tokens, cols, x.stride(0), codes.stride(0), room,
+        BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smoothed, RANK=rank,
+        PARTS=parts, PARTS_HELD=triton.next_power_of_2(parts), APPEND=gains is not None, **SCALED,
     )  # fmt: skip
-    return codes, row_scale, projected
+
+
+def tokens_at_once(x: Tensor) -> int:
+    """Return how many tokens are projected and then quantized together: all, or slices of equal size."""
+    tokens, block = x.shape[0], PROJECT["TOKENS"]
+    slices = max(1, triton.cdiv(x.shape[0] * x.shape[1] * x.element_size(), SLICE_BYTES))
+    return tokens if slices == 1 else triton.cdiv(triton.cdiv(tokens, slices), block) * block
+
+
+def expand_float8(
+    packed: Tensor,
+    bits: int,
+    cols: int,
+    exponent: Tensor,
+    group: int,
+    row_scale: Tensor,
+    *,
+    worth: float,
+    offset: Tensor | None,
+    fixed_offset: float,
+    doubled: bool,
+    bias: Tensor | None,
+    up: Tensor | None,
+    gains: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Expand to float8: units, col_scale, bias and up of `dtype`; with `gains` up is part of the units."""
+    rows, device = packed.shape[0], packed.device
+    rank = 0 if up is None else padded_rank(up.T)
+    wide = cols if gains is None else cols + 4 * rank
+    out = torch.empty(rows, wide, dtype=torch.float8_e4m3fn, device=device)
+    col_scale = torch.empty(rows, dtype=torch.float32, device=device)
+    bias_out = None if bias is None else torch.empty(rows, dtype=dtype, device=device)
+    copied = up is not None and gains is None
+    up_out = torch.empty(rows, rank, dtype=dtype, device=device) if copied else None
+    words, whole = words_of(packed, bits)
+    multiplier = 2 if doubled else 1
+    span = triton.cdiv(cols, triton.cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
+    units_kernel[(triton.cdiv(rows, UNITS["ROWS"]), triton.cdiv(cols, span * 8))](
+        out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains,
+        rows, cols, span, words.shape[1], exponent.shape[1], wide, fixed_offset * multiplier,
+        0 if up is None else up.shape[1], worth, 0x3F800000,
+        BITS=bits, WHOLE=whole, GROUP=group, STORED=offset is not None, MULTIPLIER=multiplier,
+        BIAS=bias is not None, BRANCH="none" if up is None else "append" if gains is not None else "copy",
+        RANK=rank or 16, **UNITS,
+    )  # fmt: skip
+    return out, col_scale, bias_out, up_out
 
 
 def has_copy_engine(x: Tensor) -> bool:
@@ -194,6 +320,39 @@ def linear(
         even = cols % size["TILE_K"] == 0
         linear_kernel[grid](out, codes, weight, *rest, **flags, EVEN=even, **size)
     return out
+
+
+def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies float8 codes and units, a scale per row of each, in the vendor's library."""
+    if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
+        return False
+    fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0
+    return fits and torch.cuda.get_device_capability(codes.device) in VENDOR_PRODUCT
+
+
+def vendor_linear(
+    codes: Tensor,
+    weight: Tensor,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    *,
+    dtype: torch.dtype,
+    projected: Tensor | None = None,
+    up: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Multiply float8 codes with float8 units in the vendor's library, and add the branch: [tokens, outs].
+
+    Fast accumulation keeps about 14 bits, as this package's own float8 product does. The branch is one more
+    product added in place, rounded to `dtype` a second time.
+    """
+    y = torch._scaled_mm(
+        codes, weight.t(), scale_a=row_scale[:, None], scale_b=col_scale[None, :],
+        bias=bias if bias is None else bias.to(dtype), out_dtype=dtype, use_fast_accum=True,
+    )  # fmt: skip
+    if projected is not None and up is not None:
+        y.addmm_(projected[:, : up.shape[1]].to(dtype), up.to(dtype).t())
+    return y
 
 
 def gemv(

@@ -103,29 +103,84 @@ def _(
 
 @torch.library.custom_op("harness::quantize_projected", mutates_args=())
 def quantize_projected(
-    x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize tokens to groups of two-level scales and project them: codes, row_scale, projected."""
-    return launch.quantize_projected(x, bits, grid, down, group=group, largest_k=largest_k, smooth=smooth)
+    x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
+    append: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Quantize tokens to groups of two-level scales and project them, see `launch.quantize_projected`."""
+    return launch.quantize_projected(
+        x, bits, grid, down, group=group, largest_k=largest_k, smooth=smooth, append=append
+    )
 
 
 @quantize_projected.register_fake
 def _(
-    x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    row = x.new_empty(x.shape[0], dtype=torch.float32)
+    x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
+    append: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    (tokens, cols), rank = x.shape, launch.padded_rank(down)
+    row = x.new_empty(tokens, dtype=torch.float32)
+    if append:
+        gains = x.new_empty(rank, dtype=torch.float32)
+        return x.new_empty(tokens, cols + 4 * rank, dtype=launch.code_type(grid)), row, gains
+    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(tokens, rank)
+
+
+@torch.library.custom_op("harness::expand_float8", mutates_args=())
+def expand_float8(
+    packed: Tensor,
+    bits: int,
+    cols: int,
+    exponent: Tensor,
+    group: int,
+    row_scale: Tensor,
+    worth: float,
+    offset: Tensor | None,
+    fixed_offset: float,
+    doubled: bool,
+    bias: Tensor | None,
+    up: Tensor | None,
+    gains: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Expand packed codes to float8 units, see `units_kernel`.
+
+    Returns:
+        units, col_scale, and `bias` and `up` in `dtype` (empty where there are none; with `gains` `up` is
+        part of the units).
+    """
+    units, col_scale, bias_out, up_out = launch.expand_float8(
+        packed, bits, cols, exponent, group, row_scale, worth=worth, offset=offset, fixed_offset=fixed_offset,
+        doubled=doubled, bias=bias, up=up, gains=gains, dtype=dtype,
+    )  # fmt: skip
+    none = col_scale.new_empty(0, dtype=dtype)
     return (
-        x.new_empty(x.shape, dtype=launch.code_type(grid)),
-        row,
-        x.new_empty(x.shape[0], launch.padded_rank(down)),
+        units,
+        col_scale,
+        none if bias_out is None else bias_out,
+        none.clone() if up_out is None else up_out,
+    )
+
+
+@expand_float8.register_fake
+def _(
+    packed: Tensor, bits: int, cols: int, exponent: Tensor, group: int, row_scale: Tensor, worth: float,
+    offset: Tensor | None, fixed_offset: float, doubled: bool, bias: Tensor | None, up: Tensor | None,
+    gains: Tensor | None, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = packed.shape[0]
+    rank = 0 if up is None else launch.padded_rank(up.T)
+    return (
+        packed.new_empty(rows, cols if gains is None else cols + 4 * rank, dtype=torch.float8_e4m3fn),
+        packed.new_empty(rows, dtype=torch.float32),
+        packed.new_empty(0 if bias is None else rows, dtype=dtype),
+        packed.new_empty((rows, rank) if rank and gains is None else 0, dtype=dtype),
     )
 
 
 @torch.library.custom_op("harness::project", mutates_args=())
 def project(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
     """Down-project tokens [tokens, cols] to [tokens, `launch.padded_rank`], in the type of `x`."""
-    partial, _ = launch.project(x, down, smooth)
-    return partial.sum(dim=0).to(x.dtype)
+    return launch.project(x, down, smooth).sum(dim=0).to(x.dtype)
 
 
 @project.register_fake
@@ -145,7 +200,14 @@ def scaled_linear(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Multiply codes [tokens, cols] with expanded units [outs, cols], see `linear_kernel`."""
+    """Multiply codes [tokens, cols] with expanded units [outs, cols], see `linear_kernel`.
+
+    Float8 codes go to the vendor's library where it takes them (`launch.has_vendor_product`).
+    """
+    if row_zero is None and launch.has_vendor_product(codes, weight, dtype):
+        return launch.vendor_linear(
+            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias
+        )
     col_sum = None if row_zero is None else weight.sum(dim=1, dtype=torch.int32)
     return launch.linear(
         codes, weight, row_scale, col_scale, dtype=dtype, row_zero=row_zero, col_sum=col_sum,

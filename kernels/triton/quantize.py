@@ -20,10 +20,52 @@ def power_of_two_above(x):
 
 
 @triton.jit
+def quotient(x, by, inverse):
+    """Return `x / by` as a division rounds it, `inverse` being `1 / by` rounded (Markstein 1990).
+
+    A quotient half-way between two codes has to come out exactly there, which a product with the inverse
+    does not.
+    """
+    guess = x * inverse
+    return tl.fma(tl.fma(guess, -by, x), inverse, guess)
+
+
+@triton.jit
+def halves(x):
+    """Split |x| <= 448 into two numbers of float8 e4m3, float32 both: together they keep eight bits.
+
+    Rounding is arithmetic (`round_even` at the unit in the last place), so that it is the same everywhere.
+    """
+    high = round_float8(x)
+    return high, round_float8(x - high)
+
+
+@triton.jit
+def round_float8(x):
+    """Round |x| <= 448 to the nearest float8 e4m3, as float32."""
+    exponent = x.to(tl.int32, bitcast=True) & 0x7F800000
+    # Units in the last place: three bits below the leading one, and no smaller than 2^-9.
+    unit = tl.maximum(exponent - (3 << 23), (127 - 9) << 23).to(tl.float32, bitcast=True)
+    return (x + 12582912.0 * unit) - 12582912.0 * unit
+
+
+@triton.jit
+def gain_of(norm):
+    """Return the power of two that makes a direction of the branch fit float8 beside the codes.
+
+    Args:
+        norm: float32, sum of the magnitudes of the direction's row of the down-projection. A token's values
+            are at most 7 of its scales, so 63 / norm leaves 441, and 448 with rounding.
+    """
+    most = tl.math.div_rn(63.0, tl.where(norm == 0.0, 1.0, norm))
+    return (most.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def grouped_codes(
     values, scale, top,
     GRID: tl.constexpr, largest: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
-    KIND: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
+    KIND: tl.constexpr, EXACT: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Round to groups with scales of two levels: products of the type `KIND`.
 
@@ -33,18 +75,29 @@ def grouped_codes(
         values: float32 [TOKENS, COLS].
         scale: float32 [TOKENS], the tokens' scales.
         top: float32 [TOKENS], the tokens' magnitudes.
+        EXACT: whether to divide as the definition does. Values times a rounded inverse are equal but for the
+            last bit, which decides where they lie half-way between two codes: often for 16-bit inputs as
+            they are, and hardly ever for smoothed ones.
     """
     grouped = tl.reshape(values, (TOKENS, COLS // GROUP, GROUP))
     absmax = tl.max(tl.abs(grouped), axis=2)
     if GRID == "integer":
         reach = tl.broadcast_to((scale * largest)[:, None], absmax.shape)
         k = tl.minimum(tl.maximum(tl.ceil(tl.math.div_rn(absmax, reach)), 1.0), LARGEST_K * 1.0)
+        step = tl.broadcast_to(scale[:, None], k.shape) * k
+        inverse = tl.math.div_rn(1.0, step)[:, :, None]
+        ratio = quotient(grouped, step[:, :, None], inverse) if EXACT else grouped * inverse
+        units = round_even(ratio) * k[:, :, None]
     else:
-        whole = tl.broadcast_to(tl.where(top == 0.0, 1.0, top)[:, None], absmax.shape)
-        # Below 2^-9 a code of one would be no number of the 8-bit float.
-        k = tl.minimum(power_of_two_above(tl.maximum(tl.math.div_rn(absmax, whole), 0.001953125)), 1.0)
-    step = tl.math.div_rn(1.0, tl.broadcast_to(scale[:, None], k.shape) * k)
-    units = round_even(grouped * step[:, :, None]) * k[:, :, None]
+        # The least e with 2^e >= absmax / top: the difference of their exponents, and one more where the
+        # fraction is larger. Below 2^-9 a code of one would be no number of the 8-bit float.
+        reach = absmax.to(tl.int32, bitcast=True) - top.to(tl.int32, bitcast=True)[:, None]
+        exponent = tl.maximum(tl.minimum((reach + 0x7FFFFF) >> 23, 0), -9)
+        # Adding 1.5 * 2^(23 + e) rounds to multiples of 2^e: the group's scale costs nothing more.
+        magic = (((exponent + 150) << 23) | 0x400000).to(tl.float32, bitcast=True)[:, :, None]
+        inverse = tl.math.div_rn(1.0, scale)[:, None, None]
+        ratio = quotient(grouped, scale[:, None, None], inverse) if EXACT else grouped * inverse
+        units = (ratio + magic) - magic
     if KIND == tl.int8:
         # Adding 1.5 * 2^23 leaves an integer in the low bits of the float: cheaper than a conversion.
         code = (units + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
@@ -99,7 +152,8 @@ def quantize_kernel(
         zero = tl.minimum(tl.maximum(round_even(tl.math.div_rn(-lowest, scale)), 0.0), levels * 1.0)
         if BITS == 8:
             tl.store(row_zero + token, zero - 128.0, mask=here)
-        code = round_even(values * tl.math.div_rn(1.0, scale)[:, None] + zero[:, None])
+        ratio = quotient(values, scale[:, None], tl.math.div_rn(1.0, scale)[:, None])
+        code = round_even(ratio + zero[:, None])
         code = tl.minimum(tl.maximum(code, 0.0), levels * 1.0) - (128.0 if BITS == 8 else zero[:, None])
     elif GRID == "symmetric":
         if GIVEN:
@@ -110,14 +164,24 @@ def quantize_kernel(
             absmax = tl.max(tl.abs(values), axis=1)
         scale = tl.math.div_rn(absmax, largest * 1.0)
         scale = tl.where(scale == 0.0, 1.0, scale)
-        code = round_even(values * tl.math.div_rn(1.0, scale)[:, None])
+        code = round_even(quotient(values, scale[:, None], tl.math.div_rn(1.0, scale)[:, None]))
         code = tl.minimum(tl.maximum(code, -largest * 1.0), largest * 1.0)
     else:
         top = tl.max(tl.abs(values), axis=1)
         scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
         scale = tl.where(scale == 0.0, 1.0, scale)
         code = grouped_codes(
-            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, TOKENS, COLS
+            values,
+            scale,
+            top,
+            GRID,
+            largest,
+            GROUP,
+            LARGEST_K,
+            codes.dtype.element_ty,
+            not SMOOTH,
+            TOKENS,
+            COLS,
         )
     tl.store(row_scale + token, scale + poison, mask=here)
     target = codes + token.to(tl.int64)[:, None] * out_stride + col[None, :]
@@ -126,73 +190,97 @@ def quantize_kernel(
 
 @triton.jit
 def project_kernel(
-    partial, peaks, x, smooth, down,
-    tokens, cols, x_stride, span, rank,
+    partial, peaks, norms, inverses, x, smooth, down,
+    tokens, cols, x_stride, span, room, rank,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
+    ASIDE: tl.constexpr,
     TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Low-rank down-projection `x / smooth @ down.T`, and the tokens' magnitudes, in parts of the channels.
 
     Args:
-        partial: float32 [parts, tokens, RANK], the second axis of the grid being the part: summed by whoever
+        partial: float32 [parts, room, RANK], the second axis of the grid being the part: summed by whoever
             reads it, in order, so that the result is the same every time. Zero from `rank` on: a tensor core
             multiplies no fewer than 16, and blocks have powers of two.
-        peaks: float32 [parts, tokens], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
+        peaks: float32 [parts, room], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
+        norms: float32 [parts, RANK], sum of the magnitudes of each row of `down`; with `ASIDE`, for which the
+            grid has one block of tokens more.
+        inverses: float32 [cols], `1 / smooth`; with `ASIDE`, too.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
         down: float16 [rank, cols].
         span: channels per part, a multiple of COLS.
+        room: tokens that `partial` and `peaks` have room for.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
     direction = tl.arange(0, RANK)
-    start = x + token.to(tl.int64)[:, None] * x_stride
-    product = tl.zeros((TOKENS, RANK), tl.float32)
-    peak = tl.zeros((TOKENS,), tl.float32)
-    poison = tl.zeros((TOKENS,), tl.float32)
     first = tl.program_id(1) * span
-    for offset in range(first, tl.minimum(first + span, cols), COLS):
-        col = offset + tl.arange(0, COLS)
-        values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
-        held = (direction < rank)[None, :] & (col < cols)[:, None]
-        factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=held, other=0.0)
-        factor = factor.to(tl.float32)
-        inverse = tl.full((COLS,), 1.0, tl.float32)
-        if SMOOTH:
-            inverse = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
-            factor *= inverse[:, None]
+    last = tl.minimum(first + span, cols)
+    if ASIDE and tl.program_id(0) * TOKENS >= tokens:
+        norm = tl.zeros((RANK,), tl.float32)
+        for offset in range(first, last, COLS):
+            col = offset + tl.arange(0, COLS)
+            held = (direction < rank)[:, None] & (col < cols)[None, :]
+            factor = tl.load(down + direction[:, None] * cols + col[None, :], mask=held, other=0.0)
+            norm += tl.sum(tl.abs(factor.to(tl.float32)), axis=1)
+            if SMOOTH:
+                divisor = tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
+                tl.store(inverses + col, tl.math.div_rn(1.0, divisor), mask=col < cols)
+        tl.store(norms + tl.program_id(1) * RANK + direction, norm)
+    else:
+        start = x + token.to(tl.int64)[:, None] * x_stride
+        product = tl.zeros((TOKENS, RANK), tl.float32)
+        peak = tl.zeros((TOKENS,), tl.float32)
+        for offset in range(first, last, COLS):
+            col = offset + tl.arange(0, COLS)
+            values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
+            held = (direction < rank)[None, :] & (col < cols)[:, None]
+            factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=held, other=0.0)
+            factor = factor.to(tl.float32)
+            inverse = tl.full((COLS,), 1.0, tl.float32)
+            if SMOOTH:
+                inverse = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
+                factor *= inverse[:, None]
+            if PEAKS:
+                smoothed = values.to(tl.float32) * inverse[None, :]
+                peak = tl.maximum(peak, tl.max(tl.abs(smoothed), axis=1))
+            if PRECISION == "ieee":
+                product = tl.dot(values.to(tl.float32), factor, product, input_precision="ieee")
+            else:
+                product = tl.dot(values, factor.to(values.dtype), product)
+        where = (tl.program_id(1).to(tl.int64) * room + token)[:, None] * RANK + direction[None, :]
+        tl.store(partial + where, product, mask=here[:, None])
         if PEAKS:
-            smoothed = values.to(tl.float32) * inverse[None, :]
-            peak = tl.maximum(peak, tl.max(tl.abs(smoothed), axis=1))
-        if PRECISION == "ieee":
-            product = tl.dot(values.to(tl.float32), factor, product, input_precision="ieee")
-        else:
-            product = tl.dot(values, factor.to(values.dtype), product)
-    where = (tl.program_id(1).to(tl.int64) * tokens + token)[:, None] * RANK + direction[None, :]
-    tl.store(partial + where, product, mask=here[:, None])
-    if PEAKS:
-        # A maximum loses a NaN; a sum of products does not.
-        poison = tl.sum(product - product, axis=1)
-        tl.store(peaks + tl.program_id(1).to(tl.int64) * tokens + token, peak + poison, mask=here)
+            # A maximum loses a NaN; a sum of products does not.
+            poison = tl.sum(product - product, axis=1)
+            tl.store(peaks + tl.program_id(1).to(tl.int64) * room + token, peak + poison, mask=here)
 
 
 @triton.jit
 def scaled_kernel(
-    codes, row_scale, projected, x, smooth, partial, peaks,
-    tokens, cols, x_stride, out_stride,
+    codes, row_scale, projected, gains, x, partial, peaks, norms, inverses,
+    tokens, cols, x_stride, out_stride, room,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
-    SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
+    SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
+    APPEND: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Quantize to groups with scales of two levels, the tokens' magnitudes being known (`project_kernel`).
 
     Args:
-        codes: int8 (`integer`) or float8_e4m3fn (`e8m0`) [tokens, out_stride], of which `cols` are written.
+        codes: int8 (`integer`) or float8_e4m3fn (`e8m0`) [tokens, out_stride], of which `cols` are written,
+            and 4 * RANK more with `APPEND`: the projection in units of `row_scale`, times the directions'
+            gains, as high and low halves [high, low, high, low] (`units_kernel` writes what they meet).
         row_scale: float32 [tokens].
-        projected: [tokens, RANK], the sum of `partial`.
+        projected: [tokens, RANK], the sum of `partial`; without `APPEND`.
+        gains: float32 [RANK], see `gain_of`; with `APPEND`.
         x: [tokens, cols], rows `x_stride` apart.
-        smooth: float16 [cols], with `SMOOTH`.
-        partial: float32 [PARTS, tokens, RANK].
-        peaks: float32 [PARTS, tokens].
+        partial: float32 [PARTS, room, RANK].
+        peaks: float32 [PARTS, room].
+        norms: float32 [PARTS, RANK], with `APPEND`.
+        inverses: float32 [cols], what x is multiplied by; with `SMOOTH`.
+        room: tokens that `partial` and `peaks` have room for.
+        PARTS_HELD: a power of two, at least PARTS.
     """
     # Backwards: what was read last is still in the cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -203,30 +291,59 @@ def scaled_kernel(
     values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + col[None, :], mask=inside, other=0.0)
     values = values.to(tl.float32)
     if SMOOTH:
-        values *= (1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32))[None, :]
-    top = tl.zeros((TOKENS,), tl.float32)
-    poison = tl.zeros((TOKENS,), tl.float32)
-    for part in tl.static_range(PARTS):
-        peak = tl.load(peaks + part * tokens.to(tl.int64) + token, mask=here, other=0.0)
-        top = tl.maximum(top, peak)
-        poison += peak - peak
+        values *= tl.load(inverses + col, mask=col < cols, other=1.0)[None, :]
+    part = tl.arange(0, PARTS_HELD)
+    found = tl.load(
+        peaks + part[None, :] * tl.cast(room, tl.int64) + token[:, None],
+        mask=here[:, None] & (part < PARTS)[None, :],
+        other=0.0,
+    )
+    # Bits of numbers that are not negative are in the numbers' order, and those of a NaN above all.
+    bits = tl.max(found.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    top = bits.to(tl.float32, bitcast=True)
     largest: tl.constexpr = (1 << (BITS - 1)) - 1
     scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
     scale = tl.where(scale == 0.0, 1.0, scale)
     tl.store(
         codes + token.to(tl.int64)[:, None] * out_stride + col[None, :],
         grouped_codes(
-            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, TOKENS, COLS
+            values,
+            scale,
+            top,
+            GRID,
+            largest,
+            GROUP,
+            LARGEST_K,
+            codes.dtype.element_ty,
+            not SMOOTH,
+            TOKENS,
+            COLS,
         ),
         mask=inside,
     )
     if tl.program_id(1) == 0:
-        tl.store(row_scale + token, scale + poison, mask=here)
+        tl.store(row_scale + token, scale + (top - top), mask=here)
         direction = tl.arange(0, RANK)
         where = token.to(tl.int64)[:, None] * RANK + direction[None, :]
         total = tl.zeros((TOKENS, RANK), tl.float32)
-        for part in tl.static_range(PARTS):
-            total += tl.load(
-                partial + part * tokens.to(tl.int64) * RANK + where, mask=here[:, None], other=0.0
+        for index in tl.static_range(PARTS):
+            each = partial + index * tl.cast(room, tl.int64) * RANK + where
+            total += tl.load(each, mask=here[:, None], other=0.0)
+        if APPEND:
+            norm = tl.zeros((RANK,), tl.float32)
+            for index in tl.static_range(PARTS):
+                norm += tl.load(norms + index * RANK + direction)
+            gain = gain_of(norm)
+            if block == 0:
+                tl.store(gains + direction, gain)
+            high, low = halves(
+                tl.math.div_rn(total, tl.broadcast_to(scale[:, None], total.shape)) * gain[None, :]
             )
-        tl.store(projected + where, total.to(projected.dtype.element_ty), mask=here[:, None])
+            target = codes + token.to(tl.int64)[:, None] * out_stride + cols + direction[None, :]
+            kind: tl.constexpr = codes.dtype.element_ty
+            tl.store(target, high.to(kind), mask=here[:, None])
+            tl.store(target + RANK, low.to(kind), mask=here[:, None])
+            tl.store(target + 2 * RANK, high.to(kind), mask=here[:, None])
+            tl.store(target + 3 * RANK, low.to(kind), mask=here[:, None])
+        else:
+            tl.store(projected + where, total.to(projected.dtype.element_ty), mask=here[:, None])

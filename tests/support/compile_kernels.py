@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 from harness.kernels.triton import expand, gemm, gemv, quantize
 
 FLOAT8_FROM = 89
-SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride"}
+SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "room", "groups"}
 """Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
 
 Case = tuple[Any, dict[str, str], dict[str, Any], int]
@@ -74,25 +74,59 @@ def quantizations(arch: int) -> Iterator[Case]:
             }  # fmt: skip
             yield quantize.quantize_kernel, signature, constants, 4
             if grouped:
-                scaled = {
-                    "codes": f"*{codes}", "row_scale": "*fp32", "projected": f"*{x}", "x": f"*{x}",
-                    "smooth": "*fp16", "partial": "*fp32", "peaks": "*fp32", "out_stride": "i32", **sizes,
-                }  # fmt: skip
-                held = {
-                    "BITS": bits, "GRID": grid, "GROUP": 64, "LARGEST_K": constants["LARGEST_K"],
-                    "SMOOTH": True, "RANK": 32, "PARTS": 8, "TOKENS": 4, "COLS": 1024,
-                }  # fmt: skip
-                yield quantize.scaled_kernel, scaled, held, 4
-    for x, peaks in (("bf16", True), ("fp16", False), ("fp32", True)):
+                yield from after_projection(grid, codes, x, constants["LARGEST_K"])
+    for x, both in (("bf16", True), ("fp16", False), ("fp32", True)):
         signature = {
-            "partial": "*fp32", "peaks": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16",
-            "span": "i32", "rank": "i32", **sizes,
+            "partial": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
+            "room": "i32", "rank": "i32", **sizes,
         }  # fmt: skip
+        signature |= {"peaks": "*fp32", "norms": "*fp32", "inverses": "*fp32"} if both else {}
         precision = "ieee" if x == "fp32" else "same"
         constants = {
-            "SMOOTH": True, "RANK": 32, "PRECISION": precision, "PEAKS": peaks, "TOKENS": 64, "COLS": 64,
+            "SMOOTH": True, "RANK": 32, "PRECISION": precision, "PEAKS": both, "ASIDE": both, "TOKENS": 64,
+            "COLS": 64,
         }  # fmt: skip
         yield quantize.project_kernel, signature, constants, 4
+
+
+def after_projection(grid: str, codes: str, x: str, largest_k: int) -> Iterator[Case]:
+    """Quantization with the tokens' magnitudes known, the projection beside the codes or among them."""
+    for append in (False, True) if grid == "e8m0" else (False,):
+        signature = {
+            "codes": f"*{codes}", "row_scale": "*fp32", "x": f"*{x}", "partial": "*fp32", "peaks": "*fp32",
+            "norms": "*fp32", "inverses": "*fp32", "tokens": "i32", "cols": "i32", "x_stride": "i32",
+            "out_stride": "i32", "room": "i32",
+        }  # fmt: skip
+        signature |= {"gains": "*fp32"} if append else {"projected": f"*{x}"}
+        constants = {
+            "BITS": 4, "GRID": grid, "GROUP": 64, "LARGEST_K": largest_k, "SMOOTH": x != "fp16", "RANK": 32,
+            "PARTS": 8, "PARTS_HELD": 8, "APPEND": append, "TOKENS": 8, "COLS": 1024,
+        }  # fmt: skip
+        yield quantize.scaled_kernel, signature, constants, 4
+
+
+def float8_expansions(arch: int) -> Iterator[Case]:
+    """Every width in units of float8, with each way a branch can go."""
+    if arch < FLOAT8_FROM:
+        return
+    for bits, branch in ((4, "append"), (4, "copy"), (3, "append"), (2, "none")):
+        words = {2: "i16", 4: "i32"}.get(bits, "u8")
+        signature = {
+            "out": "*fp8e4nv", "col_scale": "*fp32", "packed": f"*{words}", "exponent": "*i8",
+            "row_scale": "*fp16", "bias": "*fp16", "bias_out": "*bf16", "fixed_offset": "fp32",
+            "worth": "fp32",
+        }  # fmt: skip
+        integers = ("rows", "cols", "span", "row_words", "groups", "out_stride", "rank", "bits_of_one")
+        signature |= dict.fromkeys(integers, "i32")
+        signature |= {"offset": "*u8"} if bits == 3 else {}
+        signature |= {"up": "*fp16"} if branch != "none" else {}
+        signature |= {"gains": "*fp32"} if branch == "append" else {}
+        signature |= {"up_out": "*bf16"} if branch == "copy" else {}
+        constants = {
+            "BITS": bits, "WHOLE": bits != 3, "GROUP": 64, "STORED": bits == 3, "BIAS": True,
+            "BRANCH": branch, "MULTIPLIER": 2 if bits == 2 else 1, "RANK": 32, "ROWS": 8, "WORDS": 128,
+        }  # fmt: skip
+        yield expand.units_kernel, signature, constants, 4
 
 
 def products(arch: int) -> Iterator[Case]:
@@ -147,7 +181,7 @@ def compile_case(arch: int, case: Case) -> None:
 def main() -> None:
     """Compile all; the number printed is how many there were."""
     arch = int(sys.argv[1])
-    cases = [*expansions(arch), *quantizations(arch), *products(arch)]
+    cases = [*expansions(arch), *float8_expansions(arch), *quantizations(arch), *products(arch)]
     for case in cases:
         compile_case(arch, case)
     print(len(cases))

@@ -161,6 +161,114 @@ def test_linear_roads(name: str) -> None:
     assert relative(y, layer.reference(x)) < 1e-5
 
 
+def in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the branch be columns of the float8 product, as on a card."""
+    monkeypatch.setattr(dispatch, "appends_branch", lambda *_: True)
+
+
+def branches(w: Tensor) -> dict[str, tuple[Tensor, LowRankBranch]]:
+    """Matrices and branches whose columns are hard to fit into float8."""
+    rows, cols = w.shape
+    down, up = 0.1 * normal(12, cols, seed=2), 0.3 * normal(rows, 12, seed=3)
+    sizes = torch.logspace(-4, 4, rows)[:, None]
+    zeros = w.clone()
+    zeros[::3] = 0
+    return {
+        "plain": (w, LowRankBranch(down, up)),
+        "large down": (w, LowRankBranch(down * 1000, up / 1000)),
+        "large up": (w, LowRankBranch(down / 1000, up * 1000)),
+        "rows of all sizes": (w * sizes.clamp(max=1), LowRankBranch(down, up)),
+        "branch above all": (w, LowRankBranch(down, up * sizes)),
+        "rows of zeros": (zeros, LowRankBranch(down, up)),
+        "directions of zeros": (w, LowRankBranch(down * (torch.arange(12) % 2)[:, None], up)),
+        "rank 40": (w, LowRankBranch(0.1 * normal(40, cols), 0.3 * normal(rows, 40))),
+    }
+
+
+@pytest.mark.parametrize("name", list(branches(normal(2, 64))))
+@pytest.mark.parametrize("outliers", [False, True])
+def test_a_branch_in_columns_of_float8(name: str, outliers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, branch = branches(normal(36, 192))[name]
+    act = ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0")
+    smooth = torch.rand(192, generator=torch.Generator().manual_seed(4)) + 0.5
+    weight = uniform(w, 4, "narrow", 64, "e8m0")
+    layer = PackedLinear(weight, bias=normal(36, seed=5), act=act, smooth=smooth, branch=branch)
+    x = normal(7, 192, seed=6) * torch.exp(3 * normal(7, 1, seed=7))
+    x[4] = 0
+    if outliers:
+        x[:, 5] *= 100
+    in_columns(monkeypatch)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert layer.road_taken == "fp8"
+    wanted = layer.reference(x)
+    # Two halves of four bits each are as fine as a factor in bfloat16. Terms may cancel, so that a token's
+    # error is held against the sizes of its terms.
+    projected = x / layer.smooth.float() @ branch.down.float().T
+    sizes = projected.abs() @ branch.up.float().abs().T + wanted.abs()
+    for ours, theirs, size in zip(y, wanted, sizes, strict=True):
+        assert (ours - theirs).norm() < 1e-3 * size.norm()
+
+
+@pytest.mark.parametrize("grid", ["asymmetric", "narrow", "midrise"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_float8_units_keep_every_code(grid: str, bits: int) -> None:
+    from harness.kernels.expansion import float8_codes
+
+    if grid == "midrise" and bits == 4:
+        pytest.skip("its half steps reach 15 units")
+    for cols, group in ((150, 64), (72, 8)):
+        weight = uniform(normal(9, cols), bits, grid, group, "e8m0")
+        found = float8_codes(weight)
+        assert found is not None
+        bias = normal(9).half()
+        units, scale, copied, up = found.expand(torch.float32, bias, None, None)
+        assert torch.equal(units.float() * scale[:, None], weight.dequantize())
+        assert torch.equal(copied, bias.float())
+        assert up.numel() == 0
+
+
+@pytest.mark.parametrize("appended", [False, True])
+def test_the_vendors_product(appended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels.triton import launch
+
+    layer, x = layers(normal(32, 192))["fp8"], normal(9, 192, seed=6)
+    monkeypatch.setattr(dispatch, "appends_branch", lambda *_: appended)
+    # On a CPU torch has this product in float32, too.
+    monkeypatch.setattr(launch, "has_vendor_product", lambda codes, *_: codes.dtype == torch.float8_e4m3fn)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert relative(y, layer.reference(x)) < (1e-3 if appended else 1e-5)
+
+
+def test_slices_of_tokens_are_quantized_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels.triton import launch
+
+    x, down = normal(150, 128), 0.1 * normal(12, 128).half()
+    smooth = torch.rand(128).half() + 0.5
+    for append in (False, True):
+        whole = launch.quantize_projected(x, 4, "e8m0", down, smooth=smooth, append=append)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "SLICE_BYTES", 30_000)
+            assert launch.tokens_at_once(x) == 64
+            parts = launch.quantize_projected(x, 4, "e8m0", down, smooth=smooth, append=append)
+        for one, other in zip(whole, parts, strict=True):
+            assert torch.equal(one.float(), other.float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_shows_beside_columns_of_the_branch(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_columns(monkeypatch)
+    test_what_is_not_finite_shows("fp8", value)
+
+
+def test_a_branch_in_columns_compiled_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_columns(monkeypatch)
+    test_compiled_in_one_graph("fp8")
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(("grid", "group"), [("asymmetric", 64), ("narrow", 32), ("midrise", None)])
 def test_few_tokens(bits: int, grid: str, group: int | None) -> None:
