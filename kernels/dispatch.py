@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "reference", "triton"]
 Road = Literal["reference", "int8", "fp8", "gemv", "expand"]
-FEW_TOKENS = 4
+FEW_TOKENS = 16
 """Tokens up to which decoding in the multiplication was measured faster than expanding first."""
 MOST_APPENDED = 64
 """Largest rank of a branch that becomes columns of a float8 product, four for each direction."""
@@ -103,7 +103,7 @@ def road_of(layer: PackedLayer, x: Tensor) -> Road:
 
 def _linear_road(layer: PackedLayer, x: Tensor) -> Road:
     if layer.act is None:
-        few = x.numel() // x.shape[-1] <= FEW_TOKENS
+        few = x.dtype in {torch.bfloat16, torch.float16} and x.numel() // x.shape[-1] <= FEW_TOKENS
         return "gemv" if few and few_token_weight(layer.weight) is not None else "expand"
     kind = _code_type(layer.act)
     if kind is None or units_weight(layer.weight, kind) is None:
@@ -203,13 +203,11 @@ def _float8_linear(layer: PackedLinear, tokens: Tensor) -> Tensor:
 def appends_branch(layer: PackedLinear, tokens: Tensor) -> bool:
     """Whether the branch becomes further columns of a float8 product, for the vendor's product to do.
 
-    That costs the product 4 * rank columns; adding the branch after it costs reading and writing the output
-    once more, which is less where the output is the smaller matrix.
+    That costs the product 4 * rank columns, less than reading and writing the output once more to add it.
     """
     if layer.branch is None or tokens.dtype != torch.bfloat16 or tokens.device.type != "cuda":
         return False
-    few = layer.branch.rank <= MOST_APPENDED
-    return few and layer.out_features >= layer.in_features
+    return layer.branch.rank <= MOST_APPENDED
 
 
 def _few_tokens(layer: PackedLinear, tokens: Tensor) -> Tensor:

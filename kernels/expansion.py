@@ -29,8 +29,10 @@ from harness.kernels.weights import (
     UniformWeight,
 )
 
-CODES_PER_UNIT = {2: 16, 3: 32, 4: 8}
-"""Widths the few-token kernel decodes, and the codes of one unit of whole 32-bit words."""
+CODES_PER_SLOT = {2: 8, 3: 32, 4: 4}
+"""Widths the few-token kernel decodes, and the codes of one of its slots."""
+SLOTS_AT_ONCE = {2: 64, 3: 16, 4: 64}
+"""Slots a step of that kernel covers: whole groups."""
 
 FLOAT8_GROUPS = (8, 16, 32, 64, 128, 256, 512)
 """Groups of columns that the float8 expansion knows."""
@@ -170,16 +172,19 @@ def float8_codes(weight: PackedWeight) -> Float8Codes | None:
 
 def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
     """Return what the few-token kernel reads of a weight; None where it cannot."""
-    if not isinstance(weight, UniformWeight) or weight.multiplier is not None:
+    if not isinstance(weight, UniformWeight) or weight.multiplier is not None or weight.group == "tensor":
         return None
-    codes = CODES_PER_UNIT.get(weight.bits)
-    if codes is None or weight.cols % codes or weight.packed.shape[1] % 4 or weight.group == "tensor":
+    codes = CODES_PER_SLOT.get(weight.bits)
+    if codes is None or weight.cols % codes or weight.packed.shape[1] % 4:
         return None
     group = weight.cols if weight.group is None else weight.group
-    if group % codes:
+    if group < weight.cols and (group % codes or SLOTS_AT_ONCE[weight.bits] % (group // codes)):
         return None
     fixed = 0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid)
-    return FewTokenWeight(weight.packed, weight.scale, weight.bits, group, weight.zero, fixed)
+    whole = fixed.is_integer() if weight.zero is None else not weight.zero.is_floating_point()
+    return (
+        FewTokenWeight(weight.packed, weight.scale, weight.bits, group, weight.zero, fixed) if whole else None
+    )
 
 
 def _float_codes(weight: PackedWeight) -> Codes:

@@ -1,11 +1,12 @@
-"""Weight-only products with few tokens: decoding is the work, so codes are decoded where they are multiplied.
+"""Weight-only products with few tokens, on tensor cores: codes are decoded into the operand's registers.
 
-Codes are read in units of whole 32-bit words: 8 codes of 4 bits, 16 of 2, 32 of 1 in one word, 32 codes of
-3 bits in three. Code `p` of every unit meets column `p` of the unit of x, so nothing is ever interleaved.
+A row of packed codes is read as slots: 16-bit words of four 4-bit or eight 2-bit codes, units of three 32-bit
+words with 32 codes of 3 bits. Code `p` of every slot meets the inputs at `p` of the slots' columns: a product
+over slots for each `p`, and nothing is ever interleaved.
 
-A code becomes a float by putting its bits into the mantissa of 1: `1 + code * 2^-n`, one logic operation
-where a conversion instruction has an eighth of the rate. What the ones add up to depends on x alone and is
-taken off once per unit.
+A code becomes a number by standing in the mantissa of 128 in bfloat16 (of 1024 in float16): one shift and
+one logic operation for two codes, where a conversion has an eighth of the rate. Taking the offset off is exact
+then; with scales of groups the weight is rounded to 16 bits, as it is where weights are expanded first.
 """
 
 from __future__ import annotations
@@ -13,45 +14,76 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ONE = tl.constexpr(0x3F800000)
-"""Bits of 1 as float32."""
-LOWEST = tl.constexpr(10)
-"""Where the lowest code of a window stands: below, too much would cancel."""
-WINDOW = tl.constexpr(12)
-"""Bits of a window: whole codes of every width up to 4, above `LOWEST` and inside the mantissa."""
+
+@triton.constexpr_function
+def window_of(p, bits):
+    """Which 16 bits of a slot hold code `p`."""
+    return p // 5 if bits == 3 else 0
+
+
+@triton.constexpr_function
+def place_of(p, bits):
+    """Where in the mantissa code `p` is left standing, so that neighbours share a shift."""
+    first = 3 * (p % 5) if bits == 3 else bits * p
+    return first % 6 if bits < 4 else 0
+
+
+@triton.constexpr_function
+def shift_of(p, bits):
+    """How far the window is moved for code `p`."""
+    first = 3 * (p % 5) if bits == 3 else bits * p
+    return first - place_of(p, bits)
+
+
+@triton.constexpr_function
+def decode_two(shift, mask, one):
+    """Instructions that decode two codes, of two slots in the halves of a register."""
+    move = f"shr.b32 t, $1, {shift};" if shift else "mov.b32 t, $1;"
+    return f"{{ .reg .b32 t; {move} lop3.b32 $0, t, {mask * 0x10001}, {one * 0x10001}, 0xEA; }}"
 
 
 @triton.jit
-def shifted(word, BY: tl.constexpr):
-    """Shift left by a number of either sign."""
-    if BY >= 0:
-        return word << BY
+def decoded(window, P: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr, NATIVE: tl.constexpr):
+    """Return `lead + code * 2^place`: `TYPE`, or float32 without `NATIVE`; lead is 128 or 1024."""
+    shift: tl.constexpr = shift_of(P, BITS)
+    mask: tl.constexpr = ((1 << BITS) - 1) << place_of(P, BITS)
+    one: tl.constexpr = 0x4300 if TYPE == tl.bfloat16 else 0x6400
+    lead: tl.constexpr = 128.0 if TYPE == tl.bfloat16 else 1024.0
+    if NATIVE:
+        bits = tl.inline_asm_elementwise(
+            decode_two(shift, mask, one), "=r,r", [window], dtype=tl.int16, is_pure=True, pack=2
+        )
+        return bits.to(TYPE, bitcast=True)
     else:
-        return word >> -BY
+        code = (window.to(tl.uint16, bitcast=True).to(tl.int32) >> shift) & mask
+        return code.to(tl.float32) + lead
 
 
 @triton.jit
-def window(first, second, third, WORDS: tl.constexpr, WHICH: tl.constexpr):
-    """Return the bits of a unit from bit `WHICH * WINDOW` on, moved to bit `LOWEST`."""
-    start: tl.constexpr = WHICH * WINDOW
+def window_at(first, second, third, INDEX: tl.constexpr):
+    """Return 16 bits of a unit of three words, from bit 15 * INDEX on: five codes of 3 bits."""
+    start: tl.constexpr = 15 * INDEX
     if start < 32:
-        low = shifted(first, LOWEST - start)
-        return low | shifted(second, LOWEST + 32 - start) if WORDS == 3 and start + WINDOW > 32 else low
+        low = first.to(tl.uint32, bitcast=True) >> start
+        if start > 16:
+            low |= second.to(tl.uint32, bitcast=True) << (32 - start)
     elif start < 64:
-        low = shifted(second, LOWEST + 32 - start)
-        return low | shifted(third, LOWEST + 64 - start) if start + WINDOW > 64 else low
+        low = second.to(tl.uint32, bitcast=True) >> (start - 32)
+        if start > 48:
+            low |= third.to(tl.uint32, bitcast=True) << (64 - start)
     else:
-        return shifted(third, LOWEST + 64 - start)
+        low = third.to(tl.uint32, bitcast=True) >> (start - 64)
+    return low.to(tl.uint16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
-def columns(x, UNITS: tl.constexpr, CODES: tl.constexpr):
-    """Take [UNITS, CODES] apart into its columns, in bit-reversed order."""
-    if CODES == 1:
-        return (tl.reshape(x, (UNITS,)),)
+def columns(x, ROWS: tl.constexpr, COUNT: tl.constexpr):
+    """Take [ROWS, COUNT] apart into its columns, in bit-reversed order."""
+    if COUNT == 1:
+        return (tl.reshape(x, (ROWS,)),)
     else:
-        even, odd = tl.split(tl.reshape(x, (UNITS, CODES // 2, 2)))
-        return columns(even, UNITS, CODES // 2) + columns(odd, UNITS, CODES // 2)
+        even, odd = tl.split(tl.reshape(x, (ROWS, COUNT // 2, 2)))
+        return columns(even, ROWS, COUNT // 2) + columns(odd, ROWS, COUNT // 2)
 
 
 @triton.constexpr_function
@@ -63,81 +95,118 @@ def reversed_bits(position, count):
     return result
 
 
+@triton.constexpr_function
+def shrink_of(p, bits):
+    """What inputs are multiplied by to meet a code that stands `place_of` bits up."""
+    return 1.0 / (1 << place_of(p, bits))
+
+
+@triton.jit
+def each_slot(values, ROWS: tl.constexpr, SLOTS: tl.constexpr, PER: tl.constexpr):
+    """Give every slot its group's value: [ROWS, SLOTS // PER] -> [ROWS, SLOTS]."""
+    return tl.reshape(tl.broadcast_to(values[:, :, None], (ROWS, SLOTS // PER, PER)), (ROWS, SLOTS))
+
+
+@triton.jit
+def arrange_kernel(
+    out, x, tokens, cols, slots,
+    BITS: tl.constexpr, CODES: tl.constexpr, TOKENS: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Sort the columns of x by code: `out[p, t, s] = x[t, CODES * s + p] * shrink_of(p)`.
+
+    Args:
+        out: [CODES, tokens rounded up to TOKENS, slots], of the type of x; zero where there is no token.
+        x: [tokens, cols], contiguous.
+    """
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    size = tl.num_programs(1) * TOKENS
+    there = (slot < slots)[None, :]
+    for p in tl.static_range(CODES):
+        source = x + token[:, None] * cols + slot[None, :] * CODES + p
+        values = tl.load(source, mask=(token < tokens)[:, None] & there, other=0.0).to(tl.float32)
+        values = (values * shrink_of(p, BITS)).to(out.dtype.element_ty)
+        tl.store(out + (p * size + token[:, None]) * slots + slot[None, :], values, mask=there)
+
+
 @triton.jit
 def gemv_kernel(
     out, x, packed, scale, offset, bias,
-    outs, cols, row_words, groups, group, fixed_offset,
-    BITS: tl.constexpr, CODES: tl.constexpr, STORED: tl.constexpr, PER_ROW: tl.constexpr, BIAS: tl.constexpr,
-    CHUNKS: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+    tokens, outs, slots, row_words, groups,
+    BITS: tl.constexpr, CODES: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr,
+    BIAS: tl.constexpr, ALONE: tl.constexpr, NATIVE: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One token times a weight on a uniform grid, `out[n] = sum_k (code - offset) * scale * x[k] + bias[n]`.
+    """Few tokens times a weight on a uniform grid: `out = x @ ((code - offset) * scale).T + bias`.
 
     Args:
-        out: [tokens, outs], float; the token is the second axis of the grid.
-        x: [tokens, cols], float.
-        packed: int32 [outs, row_words].
+        out: [tokens, outs], bfloat16 or float16; blocks of tokens are the second axis of the grid.
+        x: [tokens, cols] with `ALONE`, for one token; else as `arrange_kernel` leaves it.
+        packed: int16 [outs, row_words], int32 for 3 bits.
         scale: float16 [outs, groups].
-        offset: [outs, groups], with `STORED`; otherwise `fixed_offset` is the offset of all.
+        offset: uint8 [outs, groups], with `STORED`; otherwise `OFFSET`, an integer, is the offset of all.
         bias: float16 [outs], with `BIAS`.
-        group: columns that share a scale, a multiple of `CODES`.
-        CODES: codes per unit; cols is a multiple of it.
-        CHUNKS: how many times UNITS cover a row: all of it is asked for before any of it is used.
+        slots: cols // CODES.
+        CODES: codes per slot.
+        PER: slots that share a scale, a divisor of SLOTS; 0 for one scale per row.
+        NATIVE: whether numbers of 16 bits are computed with; Triton's interpreter cannot.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1).to(tl.int64)
-    words: tl.constexpr = 3 if BITS == 3 else 1
-    mask: tl.constexpr = (1 << BITS) - 1
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    size = tl.num_programs(1) * TOKENS
+    kind: tl.constexpr = x.dtype.element_ty
+    # Without 16-bit arithmetic the one rounding of a weight comes last, and is the same.
+    work: tl.constexpr = kind if NATIVE else tl.float32
+    lead: tl.constexpr = 128.0 if kind == tl.bfloat16 else 1024.0
     here = row < outs
-    units = cols // CODES
-    loaded = ()
-    factors = ()
-    for chunk in tl.static_range(CHUNKS):
-        unit = chunk * UNITS + tl.arange(0, UNITS)
-        inside = here[:, None] & (unit < units)[None, :]
-        address = packed + (row[:, None] * row_words + unit[None, :] * words)
-        for word in tl.static_range(words):
-            loaded = loaded + (tl.load(address + word, mask=inside, other=0).to(tl.uint32, bitcast=True),)
-        if not PER_ROW:
-            where = row[:, None] * groups + (unit * CODES // group)[None, :]
-            factors = factors + (tl.load(scale + where, mask=inside, other=0.0),)
-    total = tl.zeros((ROWS, UNITS), tl.float32)
-    for chunk in tl.static_range(CHUNKS):
-        unit = chunk * UNITS + tl.arange(0, UNITS)
-        inside = here[:, None] & (unit < units)[None, :]
-        values = tl.load(
-            x + token * cols + unit[:, None] * CODES + tl.arange(0, CODES)[None, :],
-            mask=(unit < units)[:, None],
-            other=0.0,
-        ).to(tl.float32)
-        # A code stands inside the mantissa of a number from 1 to 2: its x is made larger by as much.
-        large = values * (1 << (13 - tl.arange(0, CODES) * BITS % 12)).to(tl.float32)[None, :]
-        whole = tl.sum(values, axis=1)
-        base = tl.sum(large, axis=1)
-        if not STORED:
-            base += fixed_offset * whole
-        parts = columns(large, UNITS, CODES)
-        product = tl.zeros((ROWS, UNITS), tl.float32) - base[None, :]
-        first = loaded[chunk * words]
-        second = loaded[chunk * words + words // 2]
-        third = loaded[chunk * words + words - 1]
-        for p in tl.static_range(CODES):
-            bits = window(first, second, third, words, p * BITS // 12) & (mask << (10 + p * BITS % 12))
-            code = (bits | ONE).to(tl.float32, bitcast=True)
-            product += code * parts[reversed_bits(p, CODES)][None, :]
-        if STORED:
-            if PER_ROW:
-                zero = tl.load(offset + row, mask=here, other=0).to(tl.float32)[:, None]
-            else:
-                where = row[:, None] * groups + (unit * CODES // group)[None, :]
-                zero = tl.load(offset + where, mask=inside, other=0).to(tl.float32)
-            product -= zero * whole[None, :]
-        if PER_ROW:
-            total += product
+    total = tl.zeros((ROWS, TOKENS), tl.float32)
+    for first in tl.range(0, slots, SLOTS, num_stages=STAGES):
+        slot = first + tl.arange(0, SLOTS)
+        there = slot < slots
+        inside = here[:, None] & there[None, :]
+        if BITS == 3:
+            words = packed + (row[:, None] * row_words + slot[None, :] * 3)
+            one = tl.load(words, mask=inside, other=0)
+            two = tl.load(words + 1, mask=inside, other=0)
+            three = tl.load(words + 2, mask=inside, other=0)
         else:
-            total += factors[chunk].to(tl.float32) * product
-    y = tl.sum(total, axis=1)
-    if PER_ROW:
-        y *= tl.load(scale + row, mask=here, other=0.0).to(tl.float32)
+            window = tl.load(packed + (row[:, None] * row_words + slot[None, :]), mask=inside, other=0)
+        if PER > 0:
+            group = first // PER + tl.arange(0, SLOTS // PER)
+            where = row[:, None] * groups + group[None, :]
+            known = here[:, None] & (group < groups)[None, :]
+            factor = tl.load(scale + where, mask=known, other=0.0).to(tl.float32).to(kind).to(work)
+            factor = each_slot(factor, ROWS, SLOTS, PER)
+            if STORED:
+                zero = tl.load(offset + where, mask=known, other=0).to(tl.float32)
+        elif STORED:
+            zero = tl.load(offset + row, mask=here, other=0).to(tl.float32)[:, None]
+        if ALONE:
+            source = x + slot[:, None] * CODES + tl.arange(0, CODES)[None, :]
+            parts = columns(tl.load(source, mask=there[:, None], other=0.0), SLOTS, CODES)
+        for p in tl.static_range(CODES):
+            if ALONE:
+                part = parts[reversed_bits(p, CODES)].to(work)
+                part = (part * tl.full((1,), shrink_of(p, BITS), tl.float32).to(work)).to(kind)
+                right = tl.broadcast_to(part[:, None], (SLOTS, TOKENS))
+            else:
+                source = x + (p * size + token[None, :]) * slots + slot[:, None]
+                right = tl.load(source, mask=there[:, None], other=0.0)
+            if BITS == 3:
+                window = window_at(one, two, three, window_of(p, BITS))
+            left = decoded(window, p, BITS, kind, NATIVE)
+            if STORED:
+                taken = (zero * (1 << place_of(p, BITS)) + lead).to(work)
+                left = left - (each_slot(taken, ROWS, SLOTS, PER) if PER > 0 else taken)
+            else:
+                taken = tl.full((1, 1), lead + OFFSET * (1 << place_of(p, BITS)), tl.float32)
+                left = left - taken.to(work)
+            if PER > 0:
+                left = left * factor
+            total = tl.dot(left.to(kind).to(work), right.to(work), total)
+    if PER == 0:
+        total *= tl.load(scale + row, mask=here, other=0.0).to(tl.float32)[:, None]
     if BIAS:
-        y += tl.load(bias + row, mask=here, other=0.0).to(tl.float32)
-    tl.store(out + token * outs + row, y.to(out.dtype.element_ty), mask=here)
+        total += tl.load(bias + row, mask=here, other=0.0).to(tl.float32)[:, None]
+    target = out + token[None, :].to(tl.int64) * outs + row[:, None]
+    tl.store(target, total.to(out.dtype.element_ty), mask=here[:, None] & (token < tokens)[None, :])

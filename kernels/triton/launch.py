@@ -9,23 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.kernels.expansion import CODES_PER_UNIT
+from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
-from harness.kernels.triton.gemv import gemv_kernel
+from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
 from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
 
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
-SLICE_BYTES = 48 * 10**6
-"""Inputs of more bytes are projected and quantized in slices of tokens, each still in the cache when it is
-read for the second time."""
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
-UNITS = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
-UNITS_SPAN = 4096
+UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
+UNITS_SPAN = 1024
 """Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
-SCALED = {"TOKENS": 8, "COLS": 1024, "num_warps": 4}
+SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
+GEMV_ALONE = {bits: {"ROWS": 16, "num_warps": 1, "num_stages": 2 if bits == 3 else 3} for bits in (2, 3, 4)}
+GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": 2 if bits == 3 else 3} for bits in (2, 3, 4)}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
 """Compute capabilities for which torch has a float8 product with a scale per row of both factors."""
@@ -133,30 +132,24 @@ def parts_of(cols: int) -> tuple[int, int]:
     return triton.cdiv(cols, span), span
 
 
-def room_for_parts(x: Tensor, tokens: int, rank: int, *, partial_only: bool = False) -> Parts:
-    """Allocate what `project_into` fills for so many tokens of `x`."""
-    parts, _ = parts_of(x.shape[1])
-    shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (x.shape[1],))
-    wanted = shapes[:1] if partial_only else shapes
-    return Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
-
-
-def project_into(found: Parts, x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> None:
-    """Down-project tokens [tokens, cols]; `aside` fills what does not depend on them."""
-    tokens, cols = x.shape
+def project_parts(x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> Parts:
+    """Down-project tokens [tokens, cols] in parts; `aside` fills what quantizing needs besides."""
+    (tokens, cols), rank = x.shape, padded_rank(down)
     parts, span = parts_of(cols)
+    shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (cols,))
+    wanted = shapes if aside else shapes[:1]
+    found = Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
     project_kernel[(triton.cdiv(tokens, PROJECT["TOKENS"]) + aside, parts)](
-        *found, x, smooth, down, tokens, cols, x.stride(0), span, found.partial.shape[1], down.shape[0],
-        SMOOTH=smooth is not None, RANK=found.partial.shape[2], PRECISION=_precision(x.dtype),
-        PEAKS=found.peaks is not None, ASIDE=aside, **PROJECT,
+        *found, x, smooth, down, tokens, cols, x.stride(0), span, tokens, down.shape[0],
+        SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x.dtype), PEAKS=aside, ASIDE=aside,
+        **PROJECT,
     )  # fmt: skip
+    return found
 
 
 def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
     """Down-project tokens: float32 [parts, tokens, rank], to be summed."""
-    found = room_for_parts(x, x.shape[0], padded_rank(down), partial_only=True)
-    project_into(found, x, down, smooth, aside=False)
-    return found.partial
+    return project_parts(x, down, smooth, aside=False).partial
 
 
 def quantize_projected(
@@ -182,16 +175,11 @@ def quantize_projected(
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
     gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
-    at_once = tokens_at_once(x)
-    found = room_for_parts(x, at_once, rank)
-    for first in range(0, tokens, at_once):
-        some = slice(first, min(first + at_once, tokens))
-        project_into(found, x[some], down, smooth, aside=first == 0)
-        quantize_into(
-            codes[some], row_scale[some], None if projected is None else projected[some], gains, x[some],
-            found,
-            bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
-        )  # fmt: skip
+    found = project_parts(x, down, smooth, aside=True)
+    quantize_into(
+        codes, row_scale, projected, gains, x, found,
+        bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
+    )  # fmt: skip
     last = gains if projected is None else projected
     assert last is not None
     return codes, row_scale, last
@@ -218,13 +206,6 @@ def quantize_into(
         BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smoothed, RANK=rank,
         PARTS=parts, PARTS_HELD=triton.next_power_of_2(parts), APPEND=gains is not None, **SCALED,
     )  # fmt: skip
-
-
-def tokens_at_once(x: Tensor) -> int:
-    """Return how many tokens are projected and then quantized together: all, or slices of equal size."""
-    tokens, block = x.shape[0], PROJECT["TOKENS"]
-    slices = max(1, triton.cdiv(x.shape[0] * x.shape[1] * x.element_size(), SLICE_BYTES))
-    return tokens if slices == 1 else triton.cdiv(triton.cdiv(tokens, slices), block) * block
 
 
 def expand_float8(
@@ -366,16 +347,25 @@ def gemv(
     fixed_offset: float = 0.0,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Multiply few tokens [tokens, cols] with packed rows, a token at a time: [tokens, outs]."""
+    """Multiply few tokens [tokens, cols], of 16 bits, with packed rows: [tokens, outs]."""
     (tokens, cols), outs = x.shape, packed.shape[0]
     out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
-    codes = CODES_PER_UNIT[bits]
-    size = {"ROWS": 16, "UNITS": 512 // codes, "num_warps": 4, "num_stages": 1}
-    words = packed.view(torch.int32)
-    gemv_kernel[(triton.cdiv(outs, size["ROWS"]), tokens)](
-        out, x, words, scale, offset, bias, outs, cols, words.shape[1], scale.shape[1], group, fixed_offset,
-        BITS=bits, CODES=codes, STORED=offset is not None, PER_ROW=scale.shape[1] == 1, BIAS=bias is not None,
-        CHUNKS=triton.cdiv(cols // codes, size["UNITS"]), **size,
+    codes, alone = CODES_PER_SLOT[bits], tokens == 1
+    slots, size = cols // codes, dict(GEMV_ALONE[bits] if alone else GEMV[bits])
+    size["TOKENS"] = 8 if tokens <= 8 else 16
+    blocks = triton.cdiv(tokens, size["TOKENS"])
+    words = packed.view(torch.int32 if bits == 3 else torch.int16)
+    source = x
+    if not alone:
+        source = torch.empty(codes, blocks * size["TOKENS"], slots, dtype=x.dtype, device=x.device)
+        arrange_kernel[(triton.cdiv(slots, 16), blocks)](
+            source, x, tokens, cols, slots, BITS=bits, CODES=codes, TOKENS=size["TOKENS"], SLOTS=16
+        )
+    gemv_kernel[(triton.cdiv(outs, size["ROWS"]), blocks)](
+        out, source, words, scale, offset, bias, tokens, outs, slots, words.shape[1], scale.shape[1],
+        BITS=bits, CODES=codes, PER=0 if group >= cols else group // codes, STORED=offset is not None,
+        OFFSET=fixed_offset, BIAS=bias is not None, ALONE=alone, NATIVE=x.is_cuda,
+        SLOTS=SLOTS_AT_ONCE[bits], STAGES=size["num_stages"], **size,
     )  # fmt: skip
     return out
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton import expand, gemm, gemv, quantize
 
 FLOAT8_FROM = 89
@@ -148,17 +149,24 @@ def products(arch: int) -> Iterator[Case]:
                 "TILE_K": 128, "GROUP_M": 8,
             }  # fmt: skip
             yield gemm.linear_kernel, signature, constants, 4
-    for bits, codes in ((2, 16), (3, 32), (4, 8)):
+    for bits, alone, kind in ((2, True, "bf16"), (3, False, "bf16"), (4, True, "fp16"), (4, False, "bf16")):
         signature = {
-            "out": "*bf16", "x": "*bf16", "packed": "*i32", "scale": "*fp16", "bias": "*fp16", "outs": "i32",
-            "cols": "i32", "row_words": "i32", "groups": "i32", "group": "i32", "fixed_offset": "fp32",
+            "out": f"*{kind}", "x": f"*{kind}", "packed": "*i32" if bits == 3 else "*i16", "scale": "*fp16",
+            "bias": "*fp16", "tokens": "i32", "outs": "i32", "slots": "i32", "row_words": "i32",
+            "groups": "i32",
         }  # fmt: skip
         signature |= {"offset": "*u8"} if bits != 4 else {}
+        codes = CODES_PER_SLOT[bits]
         constants = {
-            "BITS": bits, "CODES": codes, "STORED": bits != 4, "PER_ROW": bits == 3, "BIAS": True,
-            "CHUNKS": 2, "ROWS": 16, "UNITS": 512 // codes,
+            "BITS": bits, "CODES": codes, "PER": 0 if kind == "fp16" else 64 // codes, "STORED": bits != 4,
+            "OFFSET": 8.0 if bits == 4 else 0.0, "BIAS": True, "ALONE": alone, "NATIVE": True,
+            "TOKENS": 8 if alone else 16, "ROWS": 16, "SLOTS": SLOTS_AT_ONCE[bits], "STAGES": 2,
         }  # fmt: skip
-        yield gemv.gemv_kernel, signature, constants, 4
+        yield gemv.gemv_kernel, signature, constants, 1
+        if not alone:
+            signature = {"out": f"*{kind}", "x": f"*{kind}", "tokens": "i32", "cols": "i32", "slots": "i32"}
+            constants = {"BITS": bits, "CODES": codes, "TOKENS": 16, "SLOTS": 16}
+            yield gemv.arrange_kernel, signature, constants, 4
 
 
 def compile_case(arch: int, case: Case) -> None:
