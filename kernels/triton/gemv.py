@@ -5,8 +5,8 @@ words with 32 codes of 3 bits. Code `p` of every slot meets the inputs at `p` of
 over slots for each `p`, and nothing is ever interleaved.
 
 A code becomes a number by standing in the mantissa of 128 in bfloat16 (of 1024 in float16): one shift and
-one logic operation for two codes, where a conversion has an eighth of the rate. Taking the offset off is exact
-then; with scales of groups the weight is rounded to 16 bits, as it is where weights are expanded first.
+one logic operation for two codes, where a conversion has an eighth of the rate. Taking the offset off is
+exact then; with scales of groups the weight is rounded to 16 bits, as it is where weights are expanded first.
 """
 
 from __future__ import annotations
