@@ -77,12 +77,13 @@ def triton_runs_on(device: torch.device) -> bool:
     """Whether the kernels can run on a device (on a CPU: in Triton's interpreter)."""
     if not HAS_TRITON:
         return False
-    return _capability(device.index or 0) >= OLDEST if device.type == "cuda" else INTERPRETED
+    return _at_least(device.index or 0, *OLDEST) if device.type == "cuda" else INTERPRETED
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _capability(index: int) -> tuple[int, int]:
-    return (0, 0) if torch.version.cuda is None else torch.cuda.get_device_capability(index)
+def _at_least(index: int, major: int, minor: int) -> bool:
+    """Whether a CUDA device has a compute capability; torch 2.11 compiles no comparison of its tuple."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (major, minor)
 
 
 def road_of(layer: PackedLayer, x: Tensor) -> Road:
@@ -276,4 +277,4 @@ def _given(act: ActQuantizer, x: Tensor, smooth: Tensor | None) -> tuple[Tensor 
 
 
 def _has_fp8(device: torch.device) -> bool:
-    return device.type != "cuda" or _capability(device.index or 0) >= OLDEST_FP8
+    return device.type != "cuda" or _at_least(device.index or 0, *OLDEST_FP8)
