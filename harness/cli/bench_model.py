@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,8 +96,13 @@ def _run(request: BenchRequest, json_file: Path | None) -> int:
     from harness.truesize.bench import run_bench
     from harness.truesize.report import notes, table
 
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - started:.0f} s] {line}", file=sys.stderr, flush=True)
+
     with quiet_imports():
-        result = run_bench(request, lambda line: print(line, file=sys.stderr, flush=True))
+        result = run_bench(request, say)
     print(table(result), *notes(result), sep="\n")
     for key, value in result["headline"].items():
         print(f"{key}: {value:.4g}")

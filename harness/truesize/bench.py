@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import subprocess
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -282,9 +283,11 @@ def _turns(
         for name, model in list(models.items()):
             step = _step(model, call)
             try:
+                started = time.perf_counter()
                 step()
                 if request.device.type == "cuda":
                     torch.cuda.synchronize(request.device)
+                say(f"first {mode} step of {name}: {time.perf_counter() - started:.1f} s")
                 runs[name] = step
             except Exception as error:  # as above
                 traceback.print_exc()
