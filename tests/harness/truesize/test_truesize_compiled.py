@@ -53,9 +53,22 @@ def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def gemv(x: Tensor, packed: Tensor, *_: Any, **__: Any) -> Tensor:
         return x.new_zeros(len(x), len(packed))
 
-    for name, made in {"quantize_projected": quantize_projected, "linear": linear, "gemv": gemv}.items():
-        monkeypatch.setattr(launch, name, made)
-    monkeypatch.setattr(launch, "expand", lambda out, *_, **__: out.zero_())
+    def expand_float8(
+        packed: Tensor,
+        _bits: int,
+        cols: int,
+        *_: Any,
+        bias: Tensor,
+        up: Tensor,
+        dtype: torch.dtype,
+        **__: Any,
+    ) -> tuple[Tensor, ...]:
+        rows, rank = len(packed), launch.padded_rank(up.T)
+        units = torch.zeros(rows, cols, dtype=torch.float8_e4m3fn)
+        return units, torch.zeros(rows), bias.to(dtype), torch.zeros(rows, rank, dtype=dtype)
+
+    for made in (quantize_projected, expand_float8, linear, gemv):
+        monkeypatch.setattr(launch, made.__name__, made)
     monkeypatch.setattr(dispatch, "INTERPRETED", True)
 
 
@@ -76,7 +89,7 @@ def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
         denoiser.compile_repeated_blocks(fullgraph=True, backend=count)
         denoiser(**call_of(recipe))
     torch._dynamo.reset()
-    products = dict.fromkeys(("expand", "quantize_projected", "scaled_linear"), 8)
+    products = dict.fromkeys(("expand_float8", "quantize_projected", "scaled_linear"), 8)
     assert graphs[0] == products | {"gemv": 2}  # q k v, out, up, down of two streams; two modulations
     # The first single block is given whole tensors, the others what was cut out of the former's output.
     assert graphs[1:] == [dict.fromkeys(products, 3) | {"gemv": 1}] * 2
