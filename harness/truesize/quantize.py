@@ -184,18 +184,21 @@ def even_smoothing(denoiser: Any) -> None:
     """Give layers without smoothing a vector of ones where the same layer of another block is smoothed.
 
     Dividing by one changes no value. It makes the blocks of a class alike, so that one compiled graph serves
-    all of them where the search left the smoothing out here and there.
+    all of them where the search left the smoothing out here and there. A compiler also tells blocks apart by
+    which layers hold one tensor: layers share their ones where they share the vector of another block, and
+    nowhere else.
     """
-    alike: dict[str, list[PackedLayer]] = {}
+    tie_siblings(denoiser)
+    alike: dict[str, list[tuple[str, PackedLayer]]] = {}
     for name, module in denoiser.named_modules():
         if isinstance(module, PackedLayer):
-            alike.setdefault(re.sub(r"\d+", "*", name), []).append(module)
+            alike.setdefault(re.sub(r"\d+", "*", name), []).append((name.rpartition(".")[0], module))
+    ones: dict[tuple[str, int], torch.Tensor] = {}
     for layers in alike.values():
-        smooth = next((layer.smooth for layer in layers if layer.smooth is not None), None)
-        for layer in layers:
+        smooth = next((layer.smooth for _, layer in layers if layer.smooth is not None), None)
+        for parent, layer in layers:
             if smooth is not None and layer.smooth is None:
-                layer.smooth = torch.ones_like(smooth)
-    tie_siblings(denoiser)
+                layer.smooth = ones.setdefault((parent, id(smooth)), torch.ones_like(smooth))
 
 
 def blocks_of(denoiser: Any) -> tuple[str, ...]:

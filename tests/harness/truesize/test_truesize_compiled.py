@@ -112,3 +112,39 @@ def test_projections_with_a_branch_each_stay_apart(tmp_path: Path) -> None:
     for module in (*denoiser.transformer_blocks, *denoiser.single_transformer_blocks):
         assert isinstance(module.attn.to_q, PackedLinear)
         assert not module.attn.fused_projections
+
+
+def test_blocks_left_unsmoothed_compile_to_the_graph_of_the_others(
+    tmp_path: Path, kernels_that_write_nothing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.truesize import quantize
+
+    evened = quantize.even_smoothing
+
+    def as_some_searches_end(denoiser: Any) -> None:
+        first, second = (block.attn for block in denoiser.transformer_blocks)
+        for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+            getattr(second, name).smooth = None
+        evened(denoiser)
+        assert second.to_q.smooth is second.to_k.smooth is second.to_v.smooth
+        assert first.to_q.smooth is first.to_k.smooth
+        # One width, ones on either side: but of other inputs, and not one tensor in the first block.
+        assert second.add_q_proj.smooth is not second.to_q.smooth
+        assert torch.equal(second.add_q_proj.smooth, second.to_q.smooth)
+
+    monkeypatch.setattr(quantize, "even_smoothing", as_some_searches_end)
+    monkeypatch.setattr(quantize, "fuse_projections", lambda _: 0)
+    recipe, denoiser = flux(tmp_path)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        denoiser(**call_of(recipe))  # as the benchmark does before it compiles
+        denoiser.compile_repeated_blocks(fullgraph=True, backend=keep)
+        denoiser(**call_of(recipe))
+    torch._dynamo.reset()
+    assert len(graphs) == 1 + 2  # two double blocks: one; three single blocks: whole inputs, and slices
