@@ -14,9 +14,11 @@ from harness.cli.grid import split_names
 from harness.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from harness.models.configs import DenoiserConfig
-    from harness.truesize.bench import BenchRequest
     from harness.truesize.quantize import Recipe
+    from harness.truesize.request import BenchRequest
 
 
 def bench_model_command(
@@ -56,16 +58,30 @@ def bench_model_command(
         bool, typer.Option("--image", help="Make one whole image, resident and off-loaded to the host.")
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Its sampling steps.  [default: the model's]")] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="End after so long with what was measured until then.  [default: none]"
+        ),
+    ] = None,
     quantize_only: Annotated[bool, typer.Option("--quantize-only", help="Stop after quantizing.")] = False,
     json_: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Put the result into this file, too.")
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Keep the result in this file, from the first stage on; others' keys stay.",
+        ),
     ] = None,
 ) -> int:
     """Quantize and measure a model of true size with random weights."""
+    started = time.monotonic()
     if weights != "random":
         raise UserError(f"--weights {weights}: only random weights; trained ones run through `harness run`")
     if min(calls, rounds, batch or 1, side or 1, text_tokens or 1, steps or 1) < 1:
         raise UserError("--calls, --rounds, --batch, --side, --text-tokens and --steps are at least 1")
+    if time_limit is not None and not 0 < time_limit < float("inf"):
+        raise UserError(f"--time-limit {time_limit:g} is no number of seconds above 0")
     recipe = _recipe(model, method, bits, tuple(set_ or ()), policy, config)
     from dataclasses import replace
 
@@ -87,31 +103,46 @@ def bench_model_command(
         if method is None:
             raise UserError("--quantize-only needs --method")
         request = replace(request, reference=False, peers=(), caps=(), quantize_only=True, image=False)
-    return _run(request, json_)
+    return _run(request, json_, time_limit, started)
 
 
-def _run(request: BenchRequest, json_file: Path | None) -> int:
-    from harness.bench.report import merge
+def _run(request: BenchRequest, json_file: Path | None, seconds: float | None, started: float) -> int:
+    from harness.bench.report import merge, read
     from harness.compat import quiet_imports
     from harness.truesize.bench import run_bench
+    from harness.truesize.limit import TimeLimit
     from harness.truesize.report import notes, table
 
-    started = time.monotonic()
+    unkept: list[UserError] = []
+    if json_file is not None and json_file.exists():
+        read(json_file)  # what is no result file is refused before anything is measured
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:.0f} s] {line}", file=sys.stderr, flush=True)
 
+    def keep(result: Mapping[str, Any]) -> None:
+        unkept.clear()
+        try:
+            if json_file is not None:
+                merge(json_file, _section(request, result), result, result["headline"])
+        except UserError as error:  # what is still to be measured can be printed, and kept the next time
+            say(str(error))
+            unkept.append(error)
+
     with quiet_imports():
-        result = run_bench(request, say)
+        result = run_bench(request, say, keep, TimeLimit(seconds, started))
     print(table(result), *notes(result), sep="\n")
     for key, value in result["headline"].items():
         print(f"{key}: {value:.4g}")
-    if json_file is not None:
-        name = result["model"] if result["bits"] is None else f"{result['model']} {request.name}"
-        section = f"{'quantize' if request.quantize_only else 'model'} {name}"
-        merge(json_file, section, result, result["headline"])
+    if unkept:
+        raise unkept[0]
     failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
     return 1 if failed else 0
+
+
+def _section(request: BenchRequest, result: Mapping[str, Any]) -> str:
+    name = result["model"] if result["bits"] is None else f"{result['model']} {request.name}"
+    return f"{'quantize' if request.quantize_only else 'model'} {name}"
 
 
 def _failed(row: dict[str, Any]) -> bool:
@@ -166,7 +197,7 @@ def _request(recipe: Recipe, quantized: bool, device: str, work: Path | None) ->
     import torch
 
     from harness.request import DEVICES
-    from harness.truesize.bench import BenchRequest
+    from harness.truesize.request import BenchRequest
 
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
@@ -190,7 +221,7 @@ def _peers(text: str) -> list[Any]:
     for name in split_names(text):
         if name not in by_name:
             raise unknown("peer", name, by_name)
-    return [by_name[name] for name in split_names(text)]
+    return [by_name[name] for name in dict.fromkeys(split_names(text))]
 
 
 def _caps(text: str) -> tuple[int, ...]:

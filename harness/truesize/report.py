@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.truesize.turns import COMPILED, EAGER, EAGER_GRAPH, GRAPH, MODES
+
 COLUMNS = (
     "model", "bits", "packed GiB", "kept GiB", "scratch GiB", "activations GiB", "peak GiB", "load peak GiB",
-    "fits in", "step ms, eager", "step ms, compiled", "speed-up, compiled", "step ms, graph", "quality",
+    "fits in", "step ms, eager", "step ms, eager graph", "step ms, compiled", "speed-up, compiled",
+    "step ms, graph", "quality",
 )  # fmt: skip
 _SIZES = (
     "packed_bytes",
@@ -29,7 +32,8 @@ def table(result: Mapping[str, Any]) -> str:
         if not held and row.get("weights_bytes"):
             sizes[0] = f"{row['weights_bytes'] / _GIB:.2f} in all"
         fits = f"{row['fits_in_gb']} GB" if row.get("fits_in_gb") else "-"
-        times = (_ms(row, "eager"), _ms(row, "compiled"), _speedup(row), _ms(row, "graph"))
+        eager = (_ms(row, EAGER), _ms(row, EAGER_GRAPH))
+        times = (*eager, _ms(row, COMPILED), _speedup(row), _ms(row, GRAPH))
         lines.append((row["name"], row["bits"], *sizes, fits, *times, result["quality"]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -37,6 +41,8 @@ def table(result: Mapping[str, Any]) -> str:
 def _ms(row: Mapping[str, Any], mode: str) -> str:
     if row.get("error") or row.get(f"{mode}_error"):
         return "failed"
+    if row.get(f"{mode}_left_out"):
+        return "left out"
     found = row.get(f"{mode}_ms")
     return f"{found['median']:.1f} [{found['lo']:.1f}, {found['hi']:.1f}]" if found else "-"
 
@@ -54,6 +60,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         f"{result['model']}, {result['side']} pixels, batch {result['batch']}, random weights; "
         "times: median [quartiles], models in turns; speed-up over bf16 compiled, with its 95 % interval."
     ]
+    unfinished = [f"{name} {said}" for name, said in result["stages"].items() if said != "done"]
+    if unfinished:
+        found.append(f"Stages that were not finished: {'; '.join(unfinished)}.")
     quantize = result["quantize"]
     if quantize:
         spent = ", ".join(f"{name} {seconds:.1f}" for name, seconds in quantize["phases"].items())
@@ -64,9 +73,14 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f" device peak {quantize['device_peak_bytes'] / _GIB:.1f} GiB."
         )
     for row in result["rows"]:
-        for key in ("error", "memory_error", "eager_error", "compiled_error", "graph_error"):
+        for key in ("error", "memory_error", *(f"{mode}_error" for mode in MODES)):
             if row.get(key):
                 found.append(f"{row['name']}: {key.replace('_', ' ')}: {row[key]}")
+        for mode in MODES:
+            if row.get(f"{mode}_left_out"):
+                found.append(
+                    f"{row['name']}: {mode.replace('_', ' ')} step left out: {row[f'{mode}_left_out']}"
+                )
         for where, seen in (row.get("image") or {}).items():
             if "error" in seen:
                 found.append(f"{row['name']}: image, {where}: {seen['error']}")

@@ -16,10 +16,12 @@ from harness.cli import call
 from harness.errors import UserError
 from harness.kernels.layers import PackedLayer
 from harness.measure.timing import Times
-from harness.truesize import bench, image, memory, timing
+from harness.truesize import image, memory, timing, turns
 from harness.truesize.build import build_empty, materialise
+from harness.truesize.limit import TimeLimit
 from harness.truesize.memory import MemoryRequest, MemorySeen
 from harness.truesize.quantize import even_smoothing, load_true_size, quantize_true_size
+from harness.truesize.request import BenchRequest
 
 BF16 = torch.bfloat16
 
@@ -63,6 +65,7 @@ def test_the_command_quantizes_measures_and_writes(
     assert result["quantize"]["resumed"] == 0
     assert result["quantize"]["blocks"] == 2
     assert result["batch"] == 2
+    assert result["stages"] == dict.fromkeys(("quantize", "memory", "build", "eager"), "done")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,7 @@ def test_the_command_quantizes_measures_and_writes(
         (["sdxl", "--caps", "8,x"], "no list of sizes"),
         (["sdxl", "--quantize-only"], "needs --method"),
         (["sdxl", "--calls", "0"], "at least 1"),
+        (["sdxl", "--time-limit", "0"], "--time-limit 0 is no number of seconds above 0"),
     ],
 )
 def test_mistakes_are_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,13 +111,15 @@ def test_models_are_raced_and_one_that_fails_is_a_row(monkeypatch: pytest.Monkey
     def refuses(**_: Any) -> None:
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(bench, "race", race)
-    request = bench.BenchRequest(reduced_recipe("dit-xl-2"), True, Path(), CPU, BF16, rounds=2, warm_up=4)
+    monkeypatch.setattr(turns, "race", race)
+    request = BenchRequest(reduced_recipe("dit-xl-2"), True, Path(), CPU, BF16, rounds=2, warm_up=4)
     models = {"ptq W4A8": dict, "bf16": dict, "late": dict, "first": refuses}
-    rows: list[dict[str, Any]] = [{"name": name} for name in models]
-    bench._turns(request, models, rows, {}, "eager", lambda _: None)
+    rows: dict[str, dict[str, Any]] = {name: {"name": name} for name in models}
+    timed = turns.Turns(request, (), rows, lambda _: None, TimeLimit(None), lambda: None)
+    timed.models.update(models)
+    timed.run("eager")
     assert raced == [(["ptq W4A8", "bf16", "late"], 2, 4)]
-    ours, reference, late, first = rows
+    ours, reference, late, first = rows.values()
     assert (ours["eager_ms"]["median"], ours["eager_ms"]["speedup"]) == (10.0, 1.5)
     assert reference["eager_ours_faster"] == [1.5] * 3
     assert (late["eager_error"], first["eager_error"]) == ("boom", "RuntimeError: no kernel")
