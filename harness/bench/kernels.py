@@ -15,12 +15,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.bench.layers import packed_linear, random_input, random_linear, road_of
+from harness.bench.layers import (
+    input_quantizer,
+    packed_linear,
+    random_input,
+    random_linear,
+    road_of,
+    weight_grid,
+)
 from harness.bench.peers import BASELINE, PEERS, Peer, float64_linear
 from harness.bench.shapes import FLUX, FLUX_ROWS, MODULATION, NumberFormat, Shape
 from harness.conformance.definition import layer_float64, relative_error
+from harness.kernels.dispatch import OLDEST_FP8
 from harness.kernels.layers import PackedLinear
-from harness.kernels.quantizers.scales import ScaleFormat
+from harness.kernels.quantizers.scales import LARGEST_E8M0_UNIT, ScaleFormat, largest_unit
 from harness.measure.floor import Ceilings, Work, linear_work
 from harness.measure.timing import (
     ROTATED_BYTES,
@@ -72,6 +80,7 @@ class Row:
         road: kernels that ran, for `packed`.
         copies: copies of input and weight a repetition ran over.
         complete: False for a bare product that leaves out the input's quantization.
+        scales: scale format of a packed layer with quantized inputs; empty for all others.
     """
 
     layer: str
@@ -98,6 +107,7 @@ class Row:
     road: str = ""
     copies: int = 0
     complete: bool = True
+    scales: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class Settings:
         device: where.
         launches: some of `LAUNCHES`; only `eager` elsewhere than on CUDA.
         repetitions: timed runs per contestant.
-        scales: scale format of layers with quantized inputs.
+        scales: scale format of layers with quantized inputs; `auto` is `fastest_scales`.
         peers: timed beside.
         rotated: bytes of inputs and weights a repetition runs over at least.
     """
@@ -116,7 +126,7 @@ class Settings:
     device: torch.device
     launches: tuple[Launch, ...] = LAUNCHES
     repetitions: int = 50
-    scales: ScaleFormat = "integer"
+    scales: ScaleFormat | Literal["auto"] = "auto"
     peers: tuple[Peer, ...] = PEERS
     rotated: int = ROTATED_BYTES
 
@@ -134,6 +144,7 @@ class _Built:
     errors: tuple[float | None, float | None] = (None, None)
     road: str = ""
     complete: bool = True
+    scales: str = ""
 
     def key(self, launch: str) -> str:
         return f"{self.name}|{self.format.name}|{launch}"
@@ -177,6 +188,20 @@ def bench_layer(
     return rows_found
 
 
+def fastest_scales(numbers: NumberFormat, device: torch.device) -> ScaleFormat:
+    """Return the scale format whose kernels are meant for a card, of a layer with quantized inputs.
+
+    `e8m0`, whose products are float8, where inputs have groups as weights do (up to 4 bits), weights fit
+    (up to 5 bits) and the card has float8 tensor cores; else `integer`, whose products are int8.
+    """
+    act = input_quantizer(numbers)
+    if act is None or act.granularity != "group" or device.type != "cuda":
+        return "integer"
+    if largest_unit(numbers.w_bits, weight_grid(numbers)) > LARGEST_E8M0_UNIT:
+        return "integer"
+    return "e8m0" if torch.cuda.get_device_capability(device) >= OLDEST_FP8 else "integer"
+
+
 def _launches(settings: Settings, compiled: bool) -> tuple[Launch, ...]:
     return tuple(launch for launch in settings.launches if compiled or launch != "compiled")
 
@@ -202,11 +227,14 @@ def _ours(
     numbers: NumberFormat, shape: Shape, rows: int, weight: Tensor, bias: Tensor, settings: Settings
 ) -> _Built:
     """Build the copies of a packed layer: one is quantized, the others are loaded with its numbers."""
-    scales: ScaleFormat = "float" if numbers.weight_only else settings.scales
+    scales: ScaleFormat = "float"
+    if not numbers.weight_only:
+        scales = fastest_scales(numbers, settings.device) if settings.scales == "auto" else settings.scales
     first = packed_linear(weight, bias, numbers, scales)
     held = sum(first.bytes_by_part().values())
     work = linear_work(rows, shape.k, shape.n, weight_bytes=held, act_bits=numbers.a_bits, rank=numbers.rank)
-    built = _Built(OURS, numbers, work, _launches(settings, rows > FEW))
+    named = "" if numbers.weight_only else scales
+    built = _Built(OURS, numbers, work, _launches(settings, rows > FEW), scales=named)
     copies = copies_needed(held + 2 * rows * shape.k, settings.rotated)
     built.layers = [first, *(_clone(first) for _ in range(copies - 1))]
     return built
@@ -305,6 +333,7 @@ def _row(
         "kernel_error": one.errors[1],
         "road": one.road,
         "complete": one.complete,
+        "scales": one.scales,
     }
     if quartiles is None:
         return Row(**row, state="n/a", reason=times.reason or one.reason)

@@ -57,9 +57,13 @@ def packed_linear(
         w = w * smooth.to(torch.float32)
     branch = None if not numbers.rank else _leading_branch(w, numbers.rank)
     residual = w if branch is None else w - branch.product()
-    grid: Grid = "narrow" if numbers.w_bits >= 4 else "asymmetric"
-    packed = uniform_weight(residual, numbers.w_bits, grid, GROUP, scales)
+    packed = uniform_weight(residual, numbers.w_bits, weight_grid(numbers), GROUP, scales)
     return PackedLinear(packed, bias=bias, act=input_quantizer(numbers, scales), smooth=smooth, branch=branch)
+
+
+def weight_grid(numbers: NumberFormat) -> Grid:
+    """Return the grid of a layer's weights: with zero points below 4 bits."""
+    return "narrow" if numbers.w_bits >= 4 else "asymmetric"
 
 
 def input_quantizer(numbers: NumberFormat, scales: ScaleFormat = "float") -> ActQuantizer | None:

@@ -123,7 +123,8 @@ def _aligned(cells: Sequence[Sequence[str]]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     name = row.contestant + (f" ({row.road})" if row.road else "")
-    head = (f"{row.layer} {row.k} → {row.n}", str(row.rows), name, row.format)
+    numbers = f"{row.format} {row.scales}".rstrip()
+    head = (f"{row.layer} {row.k} → {row.n}", str(row.rows), name, numbers)
     if row.state != "ok":
         reason = textwrap.shorten(row.reason.replace("|", "/"), _LONGEST_REASON, placeholder="…")
         return (*head, f"n/a: {reason}", "", "", "", "", _error(row))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from harness.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from harness.bench.kernels import Row, Settings
     from harness.bench.peers import Peer
@@ -33,7 +33,13 @@ def bench_kernels_command(
     formats: Annotated[
         str, typer.Option(help="Formats of packed layers; those with A16 are timed at few rows.")
     ] = "w4a4,w4a8,w3a8,w2a8,w4a16,w3a16,w2a16",
-    scales: Annotated[str, typer.Option(help="Scale format where inputs are quantized.")] = "integer",
+    scales: Annotated[
+        str,
+        typer.Option(
+            help="Scale format where inputs are quantized: auto, float, integer or e8m0. auto: e8m0 for "
+            "inputs of up to 4 bits on a card with float8 tensor cores, else integer."
+        ),
+    ] = "auto",
     peers: Annotated[str, typer.Option(help="Libraries timed beside: all, none, or names by comma.")] = "all",
     launch: Annotated[
         str, typer.Option(help="eager, graph, compiled, by comma (the last two on CUDA).")
@@ -43,7 +49,11 @@ def bench_kernels_command(
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Put the result into this file; others' keys stay."),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Keep the result in this file, from the first layer on; others' keys stay.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the roofline plot into this file.")
@@ -64,8 +74,9 @@ def bench_kernels_command(
     settings = _settings(device, launch, reps, scales, peers, rotate_mb)
     if settings.device.type == "cpu":
         _check_size([*many, *few])
-    content, found = _run(settings, many, few, chosen)
-    _deliver(content, found, settings, json_file, plot, commit)
+    layers = [(*one, [each for each in chosen if not each.weight_only]) for one in many]
+    layers += [(*one, [each for each in chosen if each.weight_only]) for one in few]
+    found = _measure(settings, layers, json_file, plot, commit)
     return 1 if any(row.contestant == "packed" and row.state != "ok" for row in found) else 0
 
 
@@ -82,8 +93,8 @@ def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rota
     from harness.bench.kernels import LAUNCHES, Settings
     from harness.kernels.quantizers.scales import SCALE_FORMATS
 
-    if scales not in SCALE_FORMATS:
-        raise unknown("--scales", scales, SCALE_FORMATS)
+    if scales not in {"auto", *SCALE_FORMATS}:
+        raise unknown("--scales", scales, ("auto", *SCALE_FORMATS))
     if device not in {"auto", "cuda", "cpu"}:
         raise unknown("--device", device, ("auto", "cuda", "cpu"))
     if device != "cpu" and not torch.cuda.is_available():
@@ -100,7 +111,7 @@ def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rota
         device=torch.device("cpu" if device == "cpu" else "cuda"),
         launches=("eager",) if device == "cpu" else launches,
         repetitions=reps,
-        scales=cast("ScaleFormat", scales),
+        scales=cast("ScaleFormat | Literal['auto']", scales),
         peers=_peers(peers),
         rotated=rotate_mb * 10**6,
     )
@@ -129,90 +140,129 @@ def _check_size(layers: Sequence[tuple[Shape, int]]) -> None:
             )
 
 
+def _measure(
+    settings: Settings,
+    layers: Sequence[tuple[Shape, int, Sequence[NumberFormat]]],
+    json_file: Path | None,
+    plot: Path | None,
+    commit: str | None,
+) -> list[Row]:
+    """Time the layers, print the tables and write the files asked for."""
+    from rich.console import Console
+
+    from harness.bench import report
+    from harness.bench.keeping import KeptResult
+
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False)
+
+    kept, stamp = KeptResult(json_file, say), dict[str, Any]()
+
+    def keep(content: dict[str, Any], found: Sequence[Row]) -> None:
+        if not stamp:
+            stamp.update(_stamp(settings, content["gpu_before"]["driver"], commit))
+        kept.keep(report.SECTION, {**stamp, **content}, {**stamp, **_figures(found, settings)})
+
+    content, found = _run(settings, layers, keep, say)
+    _print(found, settings)
+    if plot is not None:
+        _draw(content, found, plot)
+    kept.settle()
+    return found
+
+
 def _run(
     settings: Settings,
-    many: Sequence[tuple[Shape, int]],
-    few: Sequence[tuple[Shape, int]],
-    formats: Sequence[NumberFormat],
+    layers: Sequence[tuple[Shape, int, Sequence[NumberFormat]]],
+    keep: Callable[[dict[str, Any], Sequence[Row]], None],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Time every layer and return the section of the file and its rows."""
+    """Time every layer and return the section of the file and its rows; hand both to `keep` after each."""
     import time
     from dataclasses import asdict
-
-    from rich.console import Console
 
     from harness.bench.kernels import bench_layer
     from harness.bench.report import rows_json
     from harness.compat import quiet_imports
     from harness.measure.floor import measure_ceilings
     from harness.measure.gpu import gpu_state
+    from harness.measure.timing import one_line
 
-    console = Console(stderr=True)
     with quiet_imports():
         before, ceilings = gpu_state(settings.device), measure_ceilings(settings.device)
-        console.print(
-            f"ceilings: copy {ceilings.bandwidth / 1e12:.3g} TB/s, bf16 {ceilings.bf16 / 1e12:.4g} TFLOP/s",
-            highlight=False,
-        )
+        say(f"ceilings: copy {ceilings.bandwidth / 1e12:.3g} TB/s, bf16 {ceilings.bf16 / 1e12:.4g} TFLOP/s")
+        names = [f"{shape.name} {shape.k} → {shape.n}, {rows} rows" for shape, rows, _ in layers]
         found: list[Row] = []
-        states = []
-        for shape, rows in (*many, *few):
-            chosen = [one for one in formats if one.weight_only is ((shape, rows) in few)]
+        content: dict[str, Any] = {
+            "settings": {
+                "device": str(settings.device),
+                "launches": list(settings.launches),
+                "repetitions": settings.repetitions,
+                "scales": settings.scales,
+                "rotated_bytes": settings.rotated,
+            },
+            "stages": dict.fromkeys(names, "not started"),
+            "ceilings": asdict(ceilings),
+            "gpu_before": asdict(before),
+            "gpu_after_each_layer": [],
+            "rows": [],
+        }
+        for name, (shape, rows, formats) in zip(names, layers, strict=True):
             started = time.monotonic()
-            found += bench_layer(shape, rows, chosen, settings, ceilings)
-            states.append({"layer": shape.name, "rows": rows, **asdict(gpu_state(settings.device))})
-            took = time.monotonic() - started
-            console.print(f"{shape.name} {shape.k} → {shape.n}, {rows} rows: {took:.1f} s", highlight=False)
-    content = {
-        "settings": {
-            "device": str(settings.device),
-            "launches": list(settings.launches),
-            "repetitions": settings.repetitions,
-            "scales": settings.scales,
-            "rotated_bytes": settings.rotated,
-        },
-        "ceilings": asdict(ceilings),
-        "gpu_before": asdict(before),
-        "gpu_after_each_layer": states,
-        "rows": rows_json(found),
-    }
+            try:
+                found += bench_layer(shape, rows, formats, settings, ceilings)
+            except BaseException as error:
+                content["stages"][name] = f"failed: {one_line(error)}"
+                if found:  # a run that has measured nothing must not replace one that has
+                    keep(content, found)
+                raise
+            content["stages"][name] = "done"
+            after = {"layer": shape.name, "rows": rows, **asdict(gpu_state(settings.device))}
+            content["gpu_after_each_layer"].append(after)
+            content["rows"] = rows_json(found)
+            say(f"{name}: {time.monotonic() - started:.1f} s")
+            keep(content, found)
     return content, found
 
 
-def _deliver(
-    content: dict[str, Any],
-    found: Sequence[Row],
-    settings: Settings,
-    json_file: Path | None,
-    plot: Path | None,
-    commit: str | None,
-) -> None:
-    """Print the tables, and write the files asked for."""
+def _figures(found: Sequence[Row], settings: Settings) -> dict[str, float]:
+    from harness.bench.kernels import headline
+
+    return headline(found) if settings.device.type == "cuda" else {}
+
+
+def _stamp(settings: Settings, driver: str | None, commit: str | None) -> dict[str, Any]:
+    """Return what stands beside the figures at the top of the file."""
     from harness.bench import report
-    from harness.bench.kernels import headline, versions_of
+    from harness.bench.kernels import versions_of
     from harness.measure.environment import environment
 
-    figures = headline(found) if settings.device.type == "cuda" else {}
+    around = environment()
+    return {
+        "commit": commit or report.commit(),
+        "driver": driver,
+        "gpu": around["gpu"],
+        "versions": {"python": around["python"], **around["versions"], **versions_of(settings.peers)},
+    }
+
+
+def _print(found: Sequence[Row], settings: Settings) -> None:
+    from harness.bench import report
+
     for name, table in report.tables(found).items():
         print(f"## {name}\n\n{table}")
-    for name, value in figures.items():
+    for name, value in _figures(found, settings).items():
         print(f"{name}: {value:.3f}")
-    if json_file is not None:
-        around = environment()
-        versions = {**around["versions"], **versions_of(settings.peers)}
-        stamp = {
-            "commit": commit or report.commit(),
-            "driver": content["gpu_before"]["driver"],
-            "gpu": around["gpu"],
-            "versions": {"python": around["python"], **versions},
-        }
-        report.merge(json_file, report.SECTION, {**stamp, **content}, {**stamp, **figures})
-    if plot is not None:
-        from harness.measure.floor import Ceilings
-        from harness.reports.roofline import roofline_figure
 
-        figure = roofline_figure(found, Ceilings(**content["ceilings"]))
-        try:
-            figure.savefig(plot)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot write {plot}: {error}") from error
+
+def _draw(content: dict[str, Any], found: Sequence[Row], plot: Path) -> None:
+    from harness.measure.floor import Ceilings
+    from harness.reports.roofline import roofline_figure
+
+    figure = roofline_figure(found, Ceilings(**content["ceilings"]))
+    try:
+        figure.savefig(plot)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {plot}: {error}") from error

@@ -37,7 +37,9 @@ def bench_model_command(
     calls: Annotated[int, typer.Option(help="Calibration calls, at spread timesteps.")] = 8,
     compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile too.")] = False,
     reference: Annotated[bool, typer.Option(help="Build and time the 16-bit model beside.")] = True,
-    peers: Annotated[str, typer.Option(help="Libraries timed beside: all, none, or names by comma.")] = "all",
+    peers: Annotated[
+        str, typer.Option(help="Libraries timed beside: all, none, or names by comma, in this order.")
+    ] = "all",
     caps: Annotated[
         str, typer.Option(help="Sizes of cards in GiB for `fits in`, by comma, or none.")
     ] = "8,12,16,24",
@@ -107,35 +109,26 @@ def bench_model_command(
 
 
 def _run(request: BenchRequest, json_file: Path | None, seconds: float | None, started: float) -> int:
-    from harness.bench.report import merge, read
+    from harness.bench.keeping import KeptResult
     from harness.compat import quiet_imports
     from harness.truesize.bench import run_bench
     from harness.truesize.limit import TimeLimit
     from harness.truesize.report import notes, table
 
-    unkept: list[UserError] = []
-    if json_file is not None and json_file.exists():
-        read(json_file)  # what is no result file is refused before anything is measured
-
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:.0f} s] {line}", file=sys.stderr, flush=True)
 
+    kept = KeptResult(json_file, say)
+
     def keep(result: Mapping[str, Any]) -> None:
-        unkept.clear()
-        try:
-            if json_file is not None:
-                merge(json_file, _section(request, result), result, result["headline"])
-        except UserError as error:  # what is still to be measured can be printed, and kept the next time
-            say(str(error))
-            unkept.append(error)
+        kept.keep(_section(request, result), result, result["headline"])
 
     with quiet_imports():
         result = run_bench(request, say, keep, TimeLimit(seconds, started))
     print(table(result), *notes(result), sep="\n")
     for key, value in result["headline"].items():
         print(f"{key}: {value:.4g}")
-    if unkept:
-        raise unkept[0]
+    kept.settle()
     failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
     return 1 if failed else 0
 

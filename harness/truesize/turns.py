@@ -142,7 +142,7 @@ class Turns:
         return runs
 
     def _first_step(self, mode: str, name: str, model: Any) -> Step | None:
-        row, call = self.rows[name], self.call
+        row, call, compiled_as = self.rows[name], self.call, ""
 
         def step() -> object:
             return model(**call)
@@ -150,7 +150,7 @@ class Turns:
         try:
             if mode == COMPILED:
                 self.say(f"compiling {name}")
-                row["compiled_as"] = compile_blocks(model)
+                compiled_as = compile_blocks(model)
             started = time.perf_counter()
             if mode == EAGER_GRAPH:
                 run_without_waiting(step)
@@ -163,6 +163,8 @@ class Turns:
             row[f"{mode}_error"] = one_line(error)
             self.say(f"{_words(mode)} step of {name}: {row[f'{mode}_error']}")
             return None
+        if compiled_as:
+            row["compiled_as"] = compiled_as
         row[f"{mode}_first_s"] = round(time.perf_counter() - started, 3)
         self.say(f"first {_words(mode)} step of {name}: {row[f'{mode}_first_s']:.1f} s")
         return step

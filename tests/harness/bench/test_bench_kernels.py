@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.bench import peers, report
+from harness.bench import kernels, peers, report
 from harness.bench.kernels import OURS, Row, Settings, bench_layer, headline
 from harness.bench.layers import input_quantizer, packed_linear, random_input, random_linear, road_of
 from harness.bench.peers import Peer, float64_linear
@@ -23,6 +23,7 @@ from harness.bench.shapes import (
 from harness.cli import call
 from harness.conformance.definition import layer_float64, relative_error
 from harness.errors import UserError
+from harness.kernels import dispatch, expansion
 from harness.kernels.weights import UniformWeight
 from harness.measure.floor import Ceilings
 
@@ -281,3 +282,81 @@ def test_the_command_prints_tables_and_writes_json_and_plot(
     formats = {(found.rows, found.format) for found in report.rows_of(held)}
     assert formats == {(80, "w16a16"), (80, "w4a4"), (2, "w16a16"), (2, "w4a16")}
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+SMALL_RUN = [
+    *("--shapes", "64x48,48x64", "--rows", "80", "--few-shapes", "none", "--formats", "w4a4,w4a8"),
+    *("--device", "cpu", "--reps", "2", "--peers", "none", "--rotate-mb", "0", "--commit", "abc"),
+]
+
+
+def test_layers_that_were_timed_stay_in_the_file_when_a_later_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = kernels.bench_layer
+
+    def breaks_later(shape: Shape, *rest: Any) -> list[Row]:
+        if shape.k == 48:
+            raise RuntimeError("no device")
+        return timed(shape, *rest)
+
+    path = tmp_path / "r.json"
+    path.write_text('{"flux_step_ms": 1.5}')
+    monkeypatch.setattr(kernels, "bench_layer", breaks_later)
+    with pytest.raises(RuntimeError, match="no device"):
+        call(["bench", "kernels", *SMALL_RUN, "--json", str(path)])
+    held = report.read(path)
+    assert held["flux_step_ms"] == 1.5
+    assert held["commit"] == "abc"
+    assert held["kernels"]["stages"] == {
+        "64x48 64 → 48, 80 rows": "done",
+        "48x64 48 → 64, 80 rows": "failed: RuntimeError: no device",
+    }
+    assert {found.layer for found in report.rows_of(held)} == {"64x48"}
+    before = path.read_text()
+    monkeypatch.setattr(kernels, "bench_layer", lambda *_: breaks_later(Shape("s", 48, 1)))
+    with pytest.raises(RuntimeError, match="no device"):
+        call(["bench", "kernels", *SMALL_RUN, "--json", str(path)])
+    assert path.read_text() == before  # nothing was measured: nothing is replaced
+
+
+def test_a_file_that_is_no_result_is_refused_before_layers_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
+    (tmp_path / "r.json").write_text("[]")
+    assert call(["bench", "kernels", *SMALL_RUN, "--json", str(tmp_path / "r.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("capability", "bits", "scales"),
+    [
+        ((8, 0), (4, 4), "integer"),
+        ((8, 9), (4, 4), "e8m0"),
+        ((9, 0), (2, 4), "e8m0"),
+        ((9, 0), (4, 8), "integer"),
+        ((9, 0), (8, 4), "integer"),
+    ],
+)
+def test_scales_are_those_whose_kernels_a_card_has(
+    capability: tuple[int, int], bits: tuple[int, int], scales: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert kernels.fastest_scales(NumberFormat(*bits), torch.device("cuda", 0)) == scales
+    # Whichever is chosen, the layer runs on a product of codes: none of these formats is expanded to bf16.
+    layer = packed_linear(*random_linear(Shape("s", 128, 64), "cpu"), NumberFormat(*bits), scales)
+    assert expansion.units_weight(layer.weight, dispatch._code_type(layer.act)) is not None
+
+
+def test_the_scales_of_a_row_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def named(*options: str) -> set[tuple[str, str]]:
+        path = tmp_path / "r.json"
+        assert call(["bench", "kernels", *SMALL_RUN, "--shapes", "64x48", *options, "--json", str(path)]) == 0
+        held = report.read(path)
+        assert held["kernels"]["settings"]["scales"] == (options[1] if options else "auto")
+        return {(row.format, row.scales) for row in report.rows_of(held)}
+
+    assert named() == {("w16a16", ""), ("w4a4", "integer"), ("w4a8", "integer")}
+    assert "w4a4 integer" in capsys.readouterr().out
+    assert named("--scales", "e8m0") == {("w16a16", ""), ("w4a4", "e8m0"), ("w4a8", "e8m0")}
+    assert "w4a4 e8m0" in capsys.readouterr().out

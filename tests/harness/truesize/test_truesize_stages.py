@@ -122,7 +122,7 @@ def test_what_could_not_be_kept_is_printed_and_is_an_error(
         raise UserError("cannot write out.json: No space left on device")
 
     monkeypatch.setattr(bench, "in_own_process", memory.look)
-    monkeypatch.setattr("harness.bench.report.merge", full)
+    monkeypatch.setattr("harness.bench.keeping.merge", full)
     assert call(command(tmp_path)) == 2
     out, said = capsys.readouterr()
     assert "| bf16 | W16A16 |" in out
@@ -231,6 +231,7 @@ def test_a_first_compiled_step_that_does_not_end_leaves_the_others_to_be_timed(
     assert not any(key.startswith("compiled") for key in rows["bitsandbytes NF4"])
     assert "compiling bf16" in said
     assert "compiling third" not in said
+    assert [name for name, row in rows.items() if "compiled_as" in row] == ["ptq W4A8"]
     assert not any(key.endswith("error") for row in rows.values() for key in row)
 
 
