@@ -170,9 +170,10 @@ class Turns:
         return step
 
     def _race_seconds(self, names: Mapping[str, Any]) -> float:
-        """Estimate what timing takes, from the eager steps: compiled ones are hardly slower."""
+        """Estimate what the turns after compiling take, from the eager steps: others are hardly slower."""
         eager = [self.rows[name]["eager_ms"]["median"] for name in names if "eager_ms" in self.rows[name]]
-        return float((self.request.rounds + self.request.warm_up) * sum(eager) / 1e3)
+        turns = len({COMPILED, GRAPH}.intersection(self.modes))
+        return float(turns * (self.request.rounds + self.request.warm_up) * sum(eager) / 1e3)
 
     def _race(self, mode: str, runs: Mapping[str, Step]) -> None:
         request = self.request

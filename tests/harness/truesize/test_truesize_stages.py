@@ -235,6 +235,16 @@ def test_a_first_compiled_step_that_does_not_end_leaves_the_others_to_be_timed(
     assert not any(key.endswith("error") for row in rows.values() for key in row)
 
 
+def test_a_command_without_time_says_so_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(command(tmp_path, "--time-limit", "1e-6")) == 0
+    out, said = capsys.readouterr()
+    assert "Stages that were not finished: memory left out: the time limit was reached; build left out" in out
+    assert "eager: left out: the time limit was reached" in said
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_stages_that_would_begin_too_late_are_left_out_and_say_so(tmp_path: Path) -> None:
     handed: list[Any] = []
     request = replace(REQUEST, folder=tmp_path)
