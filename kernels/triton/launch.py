@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
 from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
+from harness.kernels.triton.ready import Ready
 
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
@@ -30,6 +31,24 @@ VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
 """Compute capabilities for which torch has a float8 product with a scale per row of both factors."""
 WORD_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+_arrange, _expand, _gemv, _linear, _project, _quantize, _scaled, _units = map(
+    Ready,
+    (
+        arrange_kernel, expand_kernel, gemv_kernel, linear_kernel, project_kernel, quantize_kernel,
+        scaled_kernel, units_kernel,
+    ),
+)  # fmt: skip
+
+
+def cdiv(a: int, b: int) -> int:
+    """Return `a / b` rounded up; Triton's own takes ten times as long outside of a kernel."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the least power of two that is at least n >= 1."""
+    return 1 << (n - 1).bit_length()
+
 
 def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:
     """View packed rows as whole words of eight codes where they are aligned: the view, and whether it is."""
@@ -41,7 +60,7 @@ def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:
 
 def padded_rank(down: Tensor) -> int:
     """Return how many directions a projection is held with: a power of two, and enough for a tensor core."""
-    return max(16, int(triton.next_power_of_2(down.shape[0])))
+    return max(16, next_power_of_2(int(down.shape[0])))
 
 
 def code_type(grid: str) -> torch.dtype:
@@ -67,20 +86,23 @@ def expand(
     """Fill `out` from packed codes, see `expand_kernel`; `group` 0 is one scale per row."""
     rows = packed.shape[0]
     words, whole = words_of(packed, bits)
-    grid = (triton.cdiv(rows, EXPAND["ROWS"]), triton.cdiv(triton.cdiv(cols, 8), EXPAND["WORDS"]))
+    grid = (cdiv(rows, EXPAND["ROWS"]), cdiv(cdiv(cols, 8), EXPAND["WORDS"]))
     held = offset if scale is None else scale
     stride = 1 if held is None or held.dim() == 1 else held.shape[1] if held.shape[0] == rows else 0
     multiplier = 2 if doubled else 1
     fixed = int(fixed_offset * multiplier) if not out.is_floating_point() else fixed_offset * multiplier
     form = "none" if table is None else "shared" if table.dim() == 1 else "rows"
-    expand_kernel[grid](
+    args = (
         out, words, scale, offset, table, rows_of,
         rows, cols, words.shape[1], group or (1 << 30), stride, fixed, multiplier,
-        BITS=bits, WHOLE=whole, TABLE=form,
-        OFFSET="fixed" if offset is None else "stored", FLAT=flat, SCALED=scale is not None,
-        EXPONENT=scale is not None and scale.dtype == torch.int8, WORDWISE=not flat and group % 8 == 0,
-        SCATTER=rows_of is not None, **EXPAND,
     )  # fmt: skip
+    constants = {
+        "BITS": bits, "WHOLE": whole, "TABLE": form, "OFFSET": "fixed" if offset is None else "stored",
+        "FLAT": flat, "SCALED": scale is not None,
+        "EXPONENT": scale is not None and scale.dtype == torch.int8, "WORDWISE": not flat and group % 8 == 0,
+        "SCATTER": rows_of is not None, **EXPAND,
+    }  # fmt: skip
+    _expand(grid, args, constants)
 
 
 def quantize(
@@ -99,14 +121,17 @@ def quantize(
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     row_zero = torch.empty_like(row_scale) if grid == "asymmetric" and bits == 8 else None
     lo, hi = given or (None, None)
-    wide = triton.next_power_of_2(cols)
+    wide = next_power_of_2(cols)
     block = max(1, 4096 // wide)
-    quantize_kernel[(triton.cdiv(tokens, block),)](
+    args = (
         codes, row_scale, row_zero, x, smooth, lo, hi,
-        tokens, cols, x.stride(0), codes.stride(0), 1 if lo is None else tokens // lo.numel(),
-        BITS=bits, GRID=grid, GIVEN=given is not None, GROUP=group, LARGEST_K=largest_k,
-        SMOOTH=smooth is not None, TOKENS=block, COLS=wide, num_warps=8 if wide > 4096 else 4,
+        tokens, cols, x.stride(0), cols, 1 if lo is None else tokens // lo.numel(),
     )  # fmt: skip
+    constants = {
+        "BITS": bits, "GRID": grid, "GIVEN": given is not None, "GROUP": group, "LARGEST_K": largest_k,
+        "SMOOTH": smooth is not None, "TOKENS": block, "COLS": wide, "num_warps": 8 if wide > 4096 else 4,
+    }  # fmt: skip
+    _quantize((cdiv(tokens, block), 1), args, constants)
     return codes, row_scale, row_zero
 
 
@@ -128,8 +153,8 @@ class Parts(NamedTuple):
 
 def parts_of(cols: int) -> tuple[int, int]:
     """Return into how many parts channels are cut, and how many channels a part has."""
-    span = triton.cdiv(triton.cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
-    return triton.cdiv(cols, span), span
+    span = cdiv(cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
+    return cdiv(cols, span), span
 
 
 def project_parts(x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> Parts:
@@ -139,11 +164,12 @@ def project_parts(x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool
     shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (cols,))
     wanted = shapes if aside else shapes[:1]
     found = Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
-    project_kernel[(triton.cdiv(tokens, PROJECT["TOKENS"]) + aside, parts)](
-        *found, x, smooth, down, tokens, cols, x.stride(0), span, tokens, down.shape[0],
-        SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x.dtype), PEAKS=aside, ASIDE=aside,
-        **PROJECT,
-    )  # fmt: skip
+    constants = {
+        "SMOOTH": smooth is not None, "RANK": rank, "PRECISION": _precision(x.dtype), "PEAKS": aside,
+        "ASIDE": aside, **PROJECT,
+    }  # fmt: skip
+    args = (*found, x, smooth, down, tokens, cols, x.stride(0), span, down.shape[0])
+    _project((cdiv(tokens, PROJECT["TOKENS"]) + aside, parts), args, constants)
     return found
 
 
@@ -200,12 +226,13 @@ def quantize_into(
     smoothed: bool,
 ) -> None:
     """Quantize tokens whose projection was `found`; with `gains` it goes to further columns of `codes`."""
-    (tokens, cols), (parts, room, rank) = x.shape, found.partial.shape
-    scaled_kernel[(triton.cdiv(tokens, SCALED["TOKENS"]), triton.cdiv(cols, SCALED["COLS"]))](
-        codes, row_scale, projected, gains, x, *found, tokens, cols, x.stride(0), codes.stride(0), room,
-        BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smoothed, RANK=rank,
-        PARTS=parts, PARTS_HELD=triton.next_power_of_2(parts), APPEND=gains is not None, **SCALED,
-    )  # fmt: skip
+    (tokens, cols), (parts, _, rank) = x.shape, found.partial.shape
+    args = (codes, row_scale, projected, gains, x, *found, tokens, cols, x.stride(0), codes.stride(0))
+    constants = {
+        "BITS": bits, "GRID": grid, "GROUP": group, "LARGEST_K": largest_k, "SMOOTH": smoothed, "RANK": rank,
+        "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": gains is not None, **SCALED,
+    }  # fmt: skip
+    _scaled((cdiv(tokens, SCALED["TOKENS"]), cdiv(cols, SCALED["COLS"])), args, constants)
 
 
 def expand_float8(
@@ -236,21 +263,24 @@ def expand_float8(
     up_out = torch.empty(rows, rank, dtype=dtype, device=device) if copied else None
     words, whole = words_of(packed, bits)
     multiplier = 2 if doubled else 1
-    span = triton.cdiv(cols, triton.cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
-    units_kernel[(triton.cdiv(rows, UNITS["ROWS"]), triton.cdiv(cols, span * 8))](
+    span = cdiv(cols, cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
+    args = (
         out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains,
         rows, cols, span, words.shape[1], exponent.shape[1], wide, fixed_offset * multiplier,
         0 if up is None else up.shape[1], worth, 0x3F800000,
-        BITS=bits, WHOLE=whole, GROUP=group, STORED=offset is not None, MULTIPLIER=multiplier,
-        BIAS=bias is not None, BRANCH="none" if up is None else "append" if gains is not None else "copy",
-        RANK=rank or 16, **UNITS,
     )  # fmt: skip
+    constants = {
+        "BITS": bits, "WHOLE": whole, "GROUP": group, "STORED": offset is not None, "MULTIPLIER": multiplier,
+        "BIAS": bias is not None, "RANK": rank or 16,
+        "BRANCH": "none" if up is None else "append" if gains is not None else "copy", **UNITS,
+    }  # fmt: skip
+    _units((cdiv(rows, UNITS["ROWS"]), cdiv(cols, span * 8)), args, constants)
     return out, col_scale, bias_out, up_out
 
 
 def has_copy_engine(x: Tensor) -> bool:
     """Whether the device copies tiles by descriptor (Hopper and later)."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
+    return x.is_cuda and _capability(x.device)[0] >= 9
 
 
 def linear_tile(tokens: int, kind: torch.dtype, tma: bool) -> dict[str, int]:
@@ -281,7 +311,7 @@ def linear(
     out = torch.empty(tokens, outs, dtype=dtype, device=codes.device)
     tma = has_copy_engine(codes) and cols % 16 == 0
     size = linear_tile(tokens, codes.dtype, tma)
-    grid = (triton.cdiv(tokens, size["TILE_M"]) * triton.cdiv(outs, size["TILE_N"]),)
+    grid = (cdiv(tokens, size["TILE_M"]) * cdiv(outs, size["TILE_N"]), 1)
     flags = {
         "ZERO": row_zero is not None,
         "RANK": 0 if projected is None else projected.shape[1],
@@ -299,7 +329,7 @@ def linear(
         linear_tma_kernel[grid](out, left, right, *rest, **flags, **size)
     else:
         even = cols % size["TILE_K"] == 0
-        linear_kernel[grid](out, codes, weight, *rest, **flags, EVEN=even, **size)
+        _linear(grid, (out, codes, weight, *rest), {**flags, "EVEN": even, **size})
     return out
 
 
@@ -308,7 +338,7 @@ def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> boo
     if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
         return False
     fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0
-    return fits and torch.cuda.get_device_capability(codes.device) in VENDOR_PRODUCT
+    return fits and _capability(codes.device) in VENDOR_PRODUCT
 
 
 def vendor_linear(
@@ -328,7 +358,7 @@ def vendor_linear(
     product added in place, rounded to `dtype` a second time.
     """
     y = torch._scaled_mm(
-        codes, weight.t(), scale_a=row_scale[:, None], scale_b=col_scale[None, :],
+        codes, weight.t(), scale_a=row_scale.unsqueeze(1), scale_b=col_scale.unsqueeze(0),
         bias=bias if bias is None else bias.to(dtype), out_dtype=dtype, use_fast_accum=True,
     )  # fmt: skip
     if projected is not None and up is not None:
@@ -353,21 +383,26 @@ def gemv(
     codes, alone = CODES_PER_SLOT[bits], tokens == 1
     slots, size = cols // codes, dict(GEMV_ALONE[bits] if alone else GEMV[bits])
     size["TOKENS"] = 8 if tokens <= 8 else 16
-    blocks = triton.cdiv(tokens, size["TOKENS"])
+    blocks = cdiv(tokens, size["TOKENS"])
     words = packed.view(torch.int32 if bits == 3 else torch.int16)
     source = x
     if not alone:
         source = torch.empty(codes, blocks * size["TOKENS"], slots, dtype=x.dtype, device=x.device)
-        arrange_kernel[(triton.cdiv(slots, 16), blocks)](
-            source, x, tokens, cols, slots, BITS=bits, CODES=codes, TOKENS=size["TOKENS"], SLOTS=16
-        )
-    gemv_kernel[(triton.cdiv(outs, size["ROWS"]), blocks)](
-        out, source, words, scale, offset, bias, tokens, outs, slots, words.shape[1], scale.shape[1],
-        BITS=bits, CODES=codes, PER=0 if group >= cols else group // codes, STORED=offset is not None,
-        OFFSET=fixed_offset, BIAS=bias is not None, ALONE=alone, NATIVE=x.is_cuda,
-        SLOTS=SLOTS_AT_ONCE[bits], STAGES=size["num_stages"], **size,
-    )  # fmt: skip
+        each = {"BITS": bits, "CODES": codes, "TOKENS": size["TOKENS"], "SLOTS": 16}
+        _arrange((cdiv(slots, 16), blocks), (source, x, tokens, cols, slots), each)
+    args = (out, source, words, scale, offset, bias, tokens, outs, slots, words.shape[1], scale.shape[1])
+    constants = {
+        "BITS": bits, "CODES": codes, "PER": 0 if group >= cols else group // codes,
+        "STORED": offset is not None, "OFFSET": fixed_offset, "BIAS": bias is not None, "ALONE": alone,
+        "NATIVE": x.is_cuda, "SLOTS": SLOTS_AT_ONCE[bits], "STAGES": size["num_stages"], **size,
+    }  # fmt: skip
+    _gemv((cdiv(outs, size["ROWS"]), blocks), args, constants)
     return out
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -1,18 +1,55 @@
-"""The kernels as torch custom ops: what `torch.compile` and CUDA graphs see of them.
+"""The kernels as torch custom ops: what `torch.compile`, fake tensors and dispatch modes see of them.
 
 Each has a fake implementation that knows shapes and types only. Scratch is what an op returns or allocates:
-it comes from torch's allocator and is reused by the next layer.
+it comes from torch's allocator and is reused by the next layer. Where nothing looks on, a call goes past
+torch's dispatcher, which takes longer to get to a body than most bodies take.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._C import _is_tracing, _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
 
 from harness.kernels.triton import launch
 
+PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
+"""What the arguments are when no tensor among them is of a subclass."""
 
-@torch.library.custom_op("harness::expand", mutates_args=())
+
+def unobserved(args: tuple[Any, ...]) -> bool:
+    """Whether calling an op with these arguments is calling its body.
+
+    Not so for what compiles or traces, for dispatch modes, transforms of `torch.func` and tensors of a
+    subclass: they have to see the op. Gradients are no concern of the ops (see `dispatch.road_of`).
+    """
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or _is_tracing():
+        return False
+    return peek_interpreter_stack() is None and PLAIN.issuperset(map(type, args))
+
+
+def custom_op(*, mutated: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function `harness::` and its name: the op when called, the body alone where that is the same."""
+
+    def made(body: Callable[..., Any]) -> Any:
+        op = torch.library.custom_op(f"harness::{body.__name__}", body, mutates_args=mutated)
+
+        @functools.wraps(body)
+        def call(*args: Any) -> Any:
+            return body(*args) if unobserved(args) else op(*args)
+
+        call.register_fake = op.register_fake  # type: ignore[attr-defined]
+        return call
+
+    return made
+
+
+@custom_op()
 def expand(
     packed: Tensor,
     bits: int,
@@ -43,7 +80,7 @@ def _(
     return packed.new_empty(packed.shape[0], cols, dtype=dtype)
 
 
-@torch.library.custom_op("harness::expand_rows", mutates_args={"out"})
+@custom_op(mutated=("out",))
 def expand_rows(
     out: Tensor,
     rows_of: Tensor,
@@ -72,7 +109,7 @@ def _(
     return None
 
 
-@torch.library.custom_op("harness::quantize_tokens", mutates_args=())
+@custom_op()
 def quantize_tokens(
     x: Tensor,
     bits: int,
@@ -101,7 +138,7 @@ def _(
     return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, row.new_empty(zeros)
 
 
-@torch.library.custom_op("harness::quantize_projected", mutates_args=())
+@custom_op()
 def quantize_projected(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
     append: bool,
@@ -125,7 +162,7 @@ def _(
     return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(tokens, rank)
 
 
-@torch.library.custom_op("harness::expand_float8", mutates_args=())
+@custom_op()
 def expand_float8(
     packed: Tensor,
     bits: int,
@@ -177,7 +214,7 @@ def _(
     )
 
 
-@torch.library.custom_op("harness::project", mutates_args=())
+@custom_op()
 def project(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
     """Down-project tokens [tokens, cols] to [tokens, `launch.padded_rank`], in the type of `x`."""
     return launch.project(x, down, smooth).sum(dim=0).to(x.dtype)
@@ -188,7 +225,7 @@ def _(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], launch.padded_rank(down))
 
 
-@torch.library.custom_op("harness::scaled_linear", mutates_args=())
+@custom_op()
 def scaled_linear(
     codes: Tensor,
     weight: Tensor,
@@ -223,7 +260,7 @@ def _(
     return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("harness::gemv", mutates_args=())
+@custom_op()
 def gemv(
     x: Tensor,
     packed: Tensor,

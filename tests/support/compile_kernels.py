@@ -18,7 +18,7 @@ from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton import expand, gemm, gemv, quantize
 
 FLOAT8_FROM = 89
-SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "room", "groups"}
+SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "groups"}
 """Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
 
 Case = tuple[Any, dict[str, str], dict[str, Any], int]
@@ -79,7 +79,7 @@ def quantizations(arch: int) -> Iterator[Case]:
     for x, both in (("bf16", True), ("fp16", False), ("fp32", True)):
         signature = {
             "partial": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
-            "room": "i32", "rank": "i32", **sizes,
+            "rank": "i32", **sizes,
         }  # fmt: skip
         signature |= {"peaks": "*fp32", "norms": "*fp32", "inverses": "*fp32"} if both else {}
         precision = "ieee" if x == "fp32" else "same"
@@ -96,7 +96,7 @@ def after_projection(grid: str, codes: str, x: str, largest_k: int) -> Iterator[
         signature = {
             "codes": f"*{codes}", "row_scale": "*fp32", "x": f"*{x}", "partial": "*fp32", "peaks": "*fp32",
             "norms": "*fp32", "inverses": "*fp32", "tokens": "i32", "cols": "i32", "x_stride": "i32",
-            "out_stride": "i32", "room": "i32",
+            "out_stride": "i32",
         }  # fmt: skip
         signature |= {"gains": "*fp32"} if append else {"projected": f"*{x}"}
         constants = {
