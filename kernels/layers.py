@@ -13,7 +13,7 @@ the weight as it is stored.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class PackedLayer(StoredModule):
             multiplied the weight's (and the branch's) input channels by it.
         branch: the low-rank branch, on the smoothed, unquantized input, or None.
         road_taken: the road of the last forward, `""` before the first.
+        plan: what `harness.kernels.dispatch` has worked out for it; neither copied nor stored.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class PackedLayer(StoredModule):
     ) -> None:
         super().__init__()
         self.road_taken: str = ""
+        self.plan: dispatch.Plan | None = None
         if smooth is not None and tuple(smooth.shape) != (in_channels,):
             raise ValueError(
                 f"a smoothing vector of shape {tuple(smooth.shape)} for {in_channels} input channels"
@@ -77,6 +79,10 @@ class PackedLayer(StoredModule):
         if self.smooth is not None and not bool((self.smooth > 0).all()):
             raise ValueError("a smoothing vector must be positive in 16 bits")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies are made of: a plan is for one layer."""
+        return {**self.__dict__, "plan": None}
+
     def road(self, x: Tensor) -> dispatch.Road:
         """Return the road the layer takes for an input, see `harness.kernels.dispatch`."""
         return dispatch.road_of(self, x)
@@ -84,8 +90,8 @@ class PackedLayer(StoredModule):
     def take(self, x: Tensor) -> dispatch.Road:
         """Return the road for an input and remember it as `road_taken` (not while compiling)."""
         road = self.road(x)
-        if not torch.compiler.is_compiling():
-            self.road_taken = road
+        if not torch.compiler.is_compiling() and self.road_taken != road:
+            self.road_taken = road  # attributes of a module are slow to set
         return road
 
     @property

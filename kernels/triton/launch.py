@@ -14,7 +14,7 @@ from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
 from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
-from harness.kernels.triton.ready import Ready
+from harness.kernels.triton.ready import Ready, cdiv, next_power_of_2
 
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
@@ -38,16 +38,6 @@ _arrange, _expand, _gemv, _linear, _project, _quantize, _scaled, _units = map(
         scaled_kernel, units_kernel,
     ),
 )  # fmt: skip
-
-
-def cdiv(a: int, b: int) -> int:
-    """Return `a / b` rounded up; Triton's own takes ten times as long outside of a kernel."""
-    return -(-a // b)
-
-
-def next_power_of_2(n: int) -> int:
-    """Return the least power of two that is at least n >= 1."""
-    return 1 << (n - 1).bit_length()
 
 
 def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ from harness.kernels.triton import launch
 
 PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
 """What the arguments are when no tensor among them is of a subclass."""
+
+
+class Op(Protocol):
+    """What a function becomes that is made an op."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the same arguments answer for it where tensors have shapes alone."""
 
 
 def unobserved(args: tuple[Any, ...]) -> bool:
@@ -33,10 +43,10 @@ def unobserved(args: tuple[Any, ...]) -> bool:
     return peek_interpreter_stack() is None and PLAIN.issuperset(map(type, args))
 
 
-def custom_op(*, mutated: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+def custom_op(*, mutated: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Op]:
     """Make a function `harness::` and its name: the op when called, the body alone where that is the same."""
 
-    def made(body: Callable[..., Any]) -> Any:
+    def made(body: Callable[..., Any]) -> Op:
         op = torch.library.custom_op(f"harness::{body.__name__}", body, mutates_args=mutated)
 
         @functools.wraps(body)
@@ -44,7 +54,7 @@ def custom_op(*, mutated: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]]
             return body(*args) if unobserved(args) else op(*args)
 
         call.register_fake = op.register_fake  # type: ignore[attr-defined]
-        return call
+        return cast(Op, call)
 
     return made
 

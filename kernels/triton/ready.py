@@ -20,6 +20,16 @@ MOST_KINDS = 4096
 """Launches of one kernel that are remembered: more than any model's layers and sizes make."""
 
 
+def cdiv(a: int, b: int) -> int:
+    """Return `a / b` rounded up: `triton.cdiv` takes ten times as long outside of a kernel."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the least power of two that is at least n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
 class Ready:
     """A kernel, and the machine code of the launches it has seen.
 
