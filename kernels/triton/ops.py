@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C import _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 
-from harness.kernels.triton import launch
+from harness.kernels.triton import inputs, launch
 
 PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
 """What the arguments are when no tensor among them is of a subclass."""
@@ -132,7 +132,7 @@ def quantize_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize tokens [tokens, cols], see `quantize_kernel`: codes, row_scale, row_zero (else empty)."""
     given = None if lo is None or hi is None else (lo, hi)
-    codes, row_scale, row_zero = launch.quantize(
+    codes, row_scale, row_zero = inputs.quantize(
         x, bits, grid, group=group, largest_k=largest_k, smooth=smooth, given=given
     )
     return codes, row_scale, row_scale.new_empty(0) if row_zero is None else row_zero
@@ -145,7 +145,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     row = x.new_empty(x.shape[0], dtype=torch.float32)
     zeros = x.shape[0] if grid == "asymmetric" and bits == 8 else 0
-    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, row.new_empty(zeros)
+    return x.new_empty(x.shape, dtype=inputs.code_type(grid)), row, row.new_empty(zeros)
 
 
 @custom_op()
@@ -153,8 +153,8 @@ def quantize_projected(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
     append: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Quantize tokens to groups of two-level scales and project them, see `launch.quantize_projected`."""
-    return launch.quantize_projected(
+    """Quantize tokens to groups of two-level scales and project them, see `inputs.quantize_projected`."""
+    return inputs.quantize_projected(
         x, bits, grid, down, group=group, largest_k=largest_k, smooth=smooth, append=append
     )
 
@@ -164,12 +164,12 @@ def _(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
     append: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (tokens, cols), rank = x.shape, launch.padded_rank(down)
+    (tokens, cols), rank = x.shape, inputs.padded_rank(int(down.shape[0]))
     row = x.new_empty(tokens, dtype=torch.float32)
     if append:
         gains = x.new_empty(rank, dtype=torch.float32)
-        return x.new_empty(tokens, cols + 4 * rank, dtype=launch.code_type(grid)), row, gains
-    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(tokens, rank)
+        return x.new_empty(tokens, cols + 4 * rank, dtype=inputs.code_type(grid)), row, gains
+    return x.new_empty(x.shape, dtype=inputs.code_type(grid)), row, x.new_empty(tokens, rank)
 
 
 @custom_op()
@@ -215,7 +215,7 @@ def _(
     gains: Tensor | None, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows = packed.shape[0]
-    rank = 0 if up is None else launch.padded_rank(up.T)
+    rank = 0 if up is None else inputs.padded_rank(int(up.shape[1]))
     return (
         packed.new_empty(rows, cols if gains is None else cols + 4 * rank, dtype=torch.float8_e4m3fn),
         packed.new_empty(rows, dtype=torch.float32),
@@ -226,13 +226,13 @@ def _(
 
 @custom_op()
 def project(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
-    """Down-project tokens [tokens, cols] to [tokens, `launch.padded_rank`], in the type of `x`."""
-    return launch.project(x, down, smooth).sum(dim=0).to(x.dtype)
+    """Down-project tokens [tokens, cols] to [tokens, `inputs.padded_rank`], in the type of `x`."""
+    return inputs.project(x, down, smooth).sum(dim=0).to(x.dtype)
 
 
 @project.register_fake
 def _(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], launch.padded_rank(down))
+    return x.new_empty(x.shape[0], inputs.padded_rank(int(down.shape[0])))
 
 
 @custom_op()

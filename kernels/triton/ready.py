@@ -1,23 +1,31 @@
 """Launching a kernel again without working out again which machine code its arguments need.
 
 Triton binds, inspects and formats all arguments at every launch, which takes it longer than the launch. What
-it makes of them depends on what `Ready` looks its machine code up by: the device, the arguments' types, the
-tensors' element types and whether their addresses are multiples of 16, the values of all numbers (Triton asks
-which are 1, multiples of 16 or wide) and every constant and option. The first launch of each kind is Triton's
-own, and so is every launch in its interpreter.
+it makes of them depends on the device, on every number (Triton asks which are 1, multiples of 16 or wide),
+constant and option, and on the tensors' element types and whether their addresses are multiples of 16. A
+`Launch` is one set of the former; it looks its machine code up by the rest.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import Tensor
 from triton import JITFunction
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-MOST_KINDS = 4096
-"""Launches of one kernel that are remembered: more than any model's layers and sizes make."""
+MOST_LAUNCHES = 4096
+"""Launches of a kind that are kept: more than the layers and input sizes of a model make."""
+
+Made = TypeVar("Made")
+
+
+def kept(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Let what a function makes of numbers, names and types (not of tensors) be made once."""
+    return functools.lru_cache(MOST_LAUNCHES, typed=True)(make)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -30,49 +38,45 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-class Ready:
-    """A kernel, and the machine code of the launches it has seen.
+class Launch:
+    """A kernel with everything it is launched with but its tensors.
 
-    Triton's switches (`TRITON_DEBUG` and the like) are read when a launch is new, not each time.
+    The first launch with tensors of a kind is Triton's own, and so is every launch in its interpreter.
+    Triton's switches (`TRITON_DEBUG` and the like) are read in those alone.
     """
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.compiles = isinstance(kernel, JITFunction)
-        self.known: dict[Any, tuple[CompiledKernel, tuple[Any, ...]]] = {}
-
-    def __call__(self, grid: tuple[int, int], args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        """Launch on the current device and stream, as `kernel[grid](*args, **constants)`.
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int], numbers: tuple[int | float, ...], constants: dict[str, Any]
+    ) -> None:
+        """Settle a launch.
 
         Args:
+            kernel: takes its tensors first, then numbers, then constants.
             grid: programs along both axes.
-            args: everything the kernel takes before its constants.
+            numbers: its numbers, in order.
             constants: all its constants by name, and options of the launch.
         """
+        self.kernel, self.grid, self.numbers, self.constants = kernel, (*grid, 1), numbers, constants
+        self.rest = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
+        self.compiles = isinstance(kernel, JITFunction)
+        self.known: dict[Any, Callable[..., None]] = {}
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch on the current device and stream, as `kernel[grid](*tensors, *numbers, **constants)`."""
         if not self.compiles:
-            self.kernel[grid](*args, **constants)
+            self.by_triton(*tensors)
             return
         device = driver.active.get_current_device()
-        kind = (
-            device,
-            tuple(map(type, args)),
-            tuple([(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a for a in args]),
-            tuple(constants.items()),
-        )
-        found = self.known.get(kind)
-        if found is None:
-            self._first(kind, grid, args, constants)
+        kinds = [None if each is None else (each.dtype, each.data_ptr() % 16 == 0) for each in tensors]
+        kind = (device, *kinds)
+        run = self.known.get(kind)
+        if run is not None:
+            run(*tensors, *self.rest, stream=driver.active.get_current_stream(device))
             return
-        compiled, rest = found
-        compiled[(*grid, 1)](*args, *rest, stream=driver.active.get_current_stream(device))
-
-    def _first(
-        self, kind: Any, grid: tuple[int, int], args: tuple[Any, ...], constants: dict[str, Any]
-    ) -> None:
-        """Launch through Triton and remember what it launched."""
-        compiled = self.kernel[grid](*args, **constants)
-        if len(self.known) >= MOST_KINDS:
-            self.known.clear()
+        compiled = self.by_triton(*tensors)
         if isinstance(compiled, CompiledKernel):
-            rest = tuple(constants[name] for name in self.kernel.arg_names[len(args) :])
-            self.known[kind] = compiled, rest
+            self.known[kind] = compiled[self.grid]
+
+    def by_triton(self, *tensors: Any) -> Any:
+        """Launch as Triton does, also with tensor descriptors; return what it launched."""
+        return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
