@@ -90,18 +90,21 @@ def _at_least(index: int, major: int, minor: int) -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (major, minor)
 
 
-def road_of(layer: PackedLayer, x: Tensor) -> Road:
-    """Return the road a layer takes for an input.
+def road_of(layer: PackedLayer, x: Tensor) -> tuple[Road, Plan | None]:
+    """Return the road a layer takes for an input, and its plan, None for the reference.
 
     Training always takes the reference: the kernels have no gradients.
     """
     backend = _chosen["backend"]
     if backend == "reference" or (backend == "auto" and x.device.type != "cuda") or not x.numel():
-        return "reference"
+        return "reference", None
     if torch.is_grad_enabled() and x.requires_grad:
-        return "reference"
+        return "reference", None
     plan = plan_of(layer, x)
-    return plan.road if plan.few is None or x.numel() // x.shape[-1] > FEW_TOKENS else "gemv"
+    if plan.road == "reference":
+        return "reference", None
+    few = plan.few is not None and x.numel() // x.shape[-1] <= FEW_TOKENS
+    return "gemv" if few else plan.road, plan
 
 
 class Plan(NamedTuple):
@@ -139,7 +142,9 @@ class Plan(NamedTuple):
 
     def is_for(self, layer: PackedLayer, x: Tensor) -> bool:
         """Whether it was made for a layer as it is now, and for such an input."""
-        same = self.weight is layer.weight and self.act is layer.act and self.branch is layer.branch
+        parts = layer._modules  # its attributes, without what it takes torch to get at them
+        same = self.weight is parts["weight"] and self.act is parts.get("act")
+        same = same and self.branch is parts.get("branch")
         return same and self.dtype is x.dtype and self.device == x.device
 
 
@@ -177,14 +182,14 @@ def _planned(layer: PackedLayer, x: Tensor) -> Plan:
     return Plan(*made_for, "fp8" if float8 else "int8", None, kind, whole, grid, largest_k, append)
 
 
-def linear(layer: PackedLinear, x: Tensor, road: Road) -> Tensor:
+def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     """Run a linear layer on a road other than `reference`: [..., in] -> [..., out] in the dtype of `x`."""
     tokens = x.reshape(-1, x.shape[-1])
     tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
     if road in {"int8", "fp8"}:
-        y = _codes_linear(layer, tokens, x)
+        y = _codes_linear(layer, plan, tokens, x)
     elif road == "gemv":
-        y = _few_tokens(layer, tokens)
+        y = _few_tokens(layer, plan, tokens)
     else:
         y = _expanded_linear(layer, x).reshape(len(tokens), -1)
     return y.view(*x.shape[:-1], layer.out_features)
@@ -219,13 +224,13 @@ class Quantized(NamedTuple):
     gains: Tensor | None = None
 
 
-def _codes_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
+def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Tensor:
     """Multiply codes with units: a branch is among both, or added to the product."""
     from harness.kernels.triton import ops
 
-    plan, branch, bias, dtype = plan_of(layer, x), layer.branch, layer.bias, x.dtype
+    stored, dtype = layer.bias, x.dtype
     given = _quantized(layer, plan, tokens, x)
-    up = None if branch is None else branch.up
+    bias, up = stored, None if plan.branch is None else plan.branch.up
     if plan.float8 is not None:
         weight = cast(UniformWeight, plan.weight)
         units, col_scale, bias, up = plan.float8.expand(weight, dtype, bias, up, given.gains)
@@ -235,7 +240,7 @@ def _codes_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
         units, col_scale = expand()
     y: Tensor = ops.scaled_linear(
         given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
-        None if given.projected is None else up, None if layer.bias is None else bias, dtype,
+        None if given.projected is None else up, None if stored is None else bias, dtype,
     )  # fmt: skip
     return y
 
@@ -270,12 +275,12 @@ def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
     return layer.branch.rank <= MOST_APPENDED
 
 
-def _few_tokens(layer: PackedLinear, tokens: Tensor) -> Tensor:
-    values = tokens if layer.smooth is None else tokens / layer.smooth.to(tokens.dtype)
-    plan = plan_of(layer, tokens)
+def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
+    smooth = layer.smooth
+    values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
     assert plan.few is not None
     y = plan.few.multiply(values.contiguous(), cast(UniformWeight, plan.weight), layer.bias)
-    return y if layer.branch is None else y + _branch(layer, values)
+    return y if plan.branch is None else y + _branch(layer, values)
 
 
 def _expanded_linear(layer: PackedLinear, x: Tensor) -> Tensor:

@@ -116,11 +116,11 @@ class Float8Codes(NamedTuple):
         bias: Tensor | None,
         up: Tensor | None,
         gains: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return units, the rows' scales, and bias and up in `dtype`, see `ops.expand_float8`."""
         from harness.kernels.triton import ops
 
-        found: tuple[Tensor, Tensor, Tensor, Tensor] = ops.expand_float8(
+        found: tuple[Tensor, Tensor, Tensor | None, Tensor | None] = ops.expand_float8(
             weight.packed, self.bits, self.cols, weight.multiplier, self.group, weight.scale, self.worth,
             weight.zero, self.fixed, self.doubled, bias, up, gains, dtype,
         )  # fmt: skip

@@ -85,14 +85,14 @@ class PackedLayer(StoredModule):
 
     def road(self, x: Tensor) -> dispatch.Road:
         """Return the road the layer takes for an input, see `harness.kernels.dispatch`."""
-        return dispatch.road_of(self, x)
+        return dispatch.road_of(self, x)[0]
 
-    def take(self, x: Tensor) -> dispatch.Road:
-        """Return the road for an input and remember it as `road_taken` (not while compiling)."""
-        road = self.road(x)
+    def take(self, x: Tensor) -> tuple[dispatch.Road, dispatch.Plan | None]:
+        """Return road and plan for an input and remember the road as `road_taken` (not while compiling)."""
+        road, plan = dispatch.road_of(self, x)
         if not torch.compiler.is_compiling() and self.road_taken != road:
             self.road_taken = road  # attributes of a module are slow to set
-        return road
+        return road, plan
 
     @property
     @abstractmethod
@@ -167,8 +167,8 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: [..., in_features] -> [..., out_features], in the dtype of `x`."""
-        road = self.take(x)
-        return self.reference(x) if road == "reference" else dispatch.linear(self, x, road)
+        road, plan = self.take(x)
+        return self.reference(x) if plan is None else dispatch.linear(self, x, road, plan)
 
     def reference(self, x: Tensor) -> Tensor:
         """Apply the float formula; arguments and result as `forward`."""
@@ -245,8 +245,8 @@ class PackedConv2d(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: [n, in_channels, h, w] -> [n, out_channels, h', w'], in the dtype of `x`."""
-        road = self.take(x)
-        return self.reference(x) if road == "reference" else dispatch.conv2d(self, x)
+        _, plan = self.take(x)
+        return self.reference(x) if plan is None else dispatch.conv2d(self, x)
 
     def reference(self, x: Tensor) -> Tensor:
         """Apply the float formula; arguments and result as `forward`."""

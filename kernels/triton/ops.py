@@ -43,15 +43,23 @@ def unobserved(args: tuple[Any, ...]) -> bool:
     return peek_interpreter_stack() is None and PLAIN.issuperset(map(type, args))
 
 
-def custom_op(*, mutated: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Op]:
-    """Make a function `harness::` and its name: the op when called, the body alone where that is the same."""
+def custom_op(
+    bare: Callable[..., Any] | None = None, *, mutated: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Op]:
+    """Make a function `harness::` and its name: the op when called, its body alone where that is the same.
+
+    Args:
+        bare: called instead of the body: as it, but returning None for what an op has to return empty.
+        mutated: names of the arguments that are written to.
+    """
 
     def made(body: Callable[..., Any]) -> Op:
         op = torch.library.custom_op(f"harness::{body.__name__}", body, mutates_args=mutated)
+        direct = bare or body
 
         @functools.wraps(body)
         def call(*args: Any) -> Any:
-            return body(*args) if unobserved(args) else op(*args)
+            return direct(*args) if unobserved(args) else op(*args)
 
         call.register_fake = op.register_fake  # type: ignore[attr-defined]
         return cast(Op, call)
@@ -172,7 +180,18 @@ def _(
     return x.new_empty(x.shape, dtype=inputs.code_type(grid)), row, x.new_empty(tokens, rank)
 
 
-@custom_op()
+def _expand_float8(
+    packed: Tensor, bits: int, cols: int, exponent: Tensor, group: int, row_scale: Tensor, worth: float,
+    offset: Tensor | None, fixed_offset: float, doubled: bool, bias: Tensor | None, up: Tensor | None,
+    gains: Tensor | None, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    return launch.expand_float8(
+        packed, bits, cols, exponent, group, row_scale, worth=worth, offset=offset, fixed_offset=fixed_offset,
+        doubled=doubled, bias=bias, up=up, gains=gains, dtype=dtype,
+    )  # fmt: skip
+
+
+@custom_op(_expand_float8)
 def expand_float8(
     packed: Tensor,
     bits: int,
@@ -192,12 +211,12 @@ def expand_float8(
     """Expand packed codes to float8 units, see `units_kernel`.
 
     Returns:
-        units, col_scale, and `bias` and `up` in `dtype` (empty where there are none; with `gains` `up` is
-        part of the units).
+        units, col_scale, and `bias` and `up` in `dtype` (None or empty where there are none; with `gains`
+        `up` is part of the units).
     """
-    units, col_scale, bias_out, up_out = launch.expand_float8(
-        packed, bits, cols, exponent, group, row_scale, worth=worth, offset=offset, fixed_offset=fixed_offset,
-        doubled=doubled, bias=bias, up=up, gains=gains, dtype=dtype,
+    units, col_scale, bias_out, up_out = _expand_float8(
+        packed, bits, cols, exponent, group, row_scale, worth, offset, fixed_offset, doubled, bias, up, gains,
+        dtype,
     )  # fmt: skip
     none = col_scale.new_empty(0, dtype=dtype)
     return (
