@@ -44,6 +44,7 @@ class PackedLayer(StoredModule):
     kind: str
     bias: Tensor | None
     smooth: Tensor | None
+    plan: dispatch.Plan | None = None
 
     def __init__(
         self,
@@ -57,7 +58,6 @@ class PackedLayer(StoredModule):
     ) -> None:
         super().__init__()
         self.road_taken: str = ""
-        self.plan: dispatch.Plan | None = None
         if smooth is not None and tuple(smooth.shape) != (in_channels,):
             raise ValueError(
                 f"a smoothing vector of shape {tuple(smooth.shape)} for {in_channels} input channels"
@@ -80,8 +80,8 @@ class PackedLayer(StoredModule):
             raise ValueError("a smoothing vector must be positive in 16 bits")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies are made of: a plan is for one layer."""
-        return {**self.__dict__, "plan": None}
+        """Return what copies are made of: not the plan, which is of this layer's parts."""
+        return {name: value for name, value in self.__dict__.items() if name != "plan"}
 
     def road(self, x: Tensor) -> dispatch.Road:
         """Return the road the layer takes for an input, see `harness.kernels.dispatch`."""
