@@ -87,6 +87,9 @@ def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
 
     torch._dynamo.reset()
     with torch.no_grad(), dispatch.use_backend("triton"):
+        ahead = denoiser.single_transformer_blocks[1].proj_mlp
+        ahead(torch.zeros(1, ahead.in_features, dtype=BF16))
+        assert ahead.plan is not None  # which is no reason for a graph of its own
         denoiser.compile_repeated_blocks(fullgraph=True, backend=count)
         denoiser(**call_of(recipe))
     torch._dynamo.reset()
