@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -72,40 +70,32 @@ def _quantization(
     return Launch(quantize_kernel, (cdiv(tokens, block), 1), numbers, constants)
 
 
-class Parts(NamedTuple):
-    """A down-projection in parts of the channels, as `project_kernel` leaves it.
-
-    Attributes:
-        partial: float32 [parts, tokens, rank].
-        peaks: float32 [parts, tokens], or None.
-        norms: float32 [parts, rank], or None.
-        inverses: float32 [cols], or None.
-    """
-
-    partial: Tensor
-    peaks: Tensor | None = None
-    norms: Tensor | None = None
-    inverses: Tensor | None = None
-
-
 def parts_of(cols: int) -> tuple[int, int]:
     """Return into how many parts channels are cut, and how many channels a part has."""
     span = cdiv(cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
     return cdiv(cols, span), span
 
 
-def project_parts(x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> Parts:
-    """Down-project tokens [tokens, cols] in parts; `aside` fills what quantizing needs besides."""
-    (tokens, cols), rank = x.shape, padded_rank(down.shape[0])
+def scratch_size(tokens: int, cols: int, rank: int) -> int:
+    """Return how many numbers a projection leaves for quantizing, see `places_in` of the kernels."""
     parts, _ = parts_of(cols)
-    shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (cols,))
-    wanted = shapes if aside else shapes[:1]
-    found = Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
-    launch = _projection(
-        tokens, cols, x.stride(0), down.shape[0], smooth is not None, precision(x.dtype), aside
-    )
-    launch(*found, x, smooth, down)
-    return found
+    return parts * (tokens * rank + rank + tokens) + cols
+
+
+def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
+    """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank], to be summed."""
+    parts, _ = parts_of(x.shape[1])
+    partial = torch.empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32, device=x.device)
+    _project(x, down, smooth, partial, aside=False)
+    return partial
+
+
+def _project(x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, aside: bool) -> None:
+    """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
+    tokens, cols = x.shape
+    kind = precision(x.dtype)
+    launch = _projection(tokens, cols, x.stride(0), down.shape[0], smooth is not None, kind, aside)
+    launch(scratch, x, smooth, down)
 
 
 @kept
@@ -119,11 +109,6 @@ def _projection(
     }  # fmt: skip
     grid = cdiv(tokens, PROJECT["TOKENS"]) + aside, parts
     return Launch(project_kernel, grid, (tokens, cols, x_stride, span, rank), constants)
-
-
-def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
-    """Down-project tokens: float32 [parts, tokens, rank], to be summed."""
-    return project_parts(x, down, smooth, aside=False).partial
 
 
 def quantize_projected(
@@ -149,37 +134,15 @@ def quantize_projected(
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
     gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
-    found = project_parts(x, down, smooth, aside=True)
-    quantize_into(
-        codes, row_scale, projected, gains, x, found,
-        bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
-    )  # fmt: skip
+    scratch = torch.empty(scratch_size(tokens, cols, rank), dtype=torch.float32, device=x.device)
+    _project(x, down, smooth, scratch, aside=True)
+    launch = _quantization_of_parts(
+        tokens, cols, x.stride(0), wide, bits, grid, group, largest_k, smooth is not None, rank, append
+    )
+    launch(codes, row_scale, projected, gains, x, scratch)
     last = gains if projected is None else projected
     assert last is not None
     return codes, row_scale, last
-
-
-def quantize_into(
-    codes: Tensor,
-    row_scale: Tensor,
-    projected: Tensor | None,
-    gains: Tensor | None,
-    x: Tensor,
-    found: Parts,
-    *,
-    bits: int,
-    grid: str,
-    group: int,
-    largest_k: int,
-    smoothed: bool,
-) -> None:
-    """Quantize tokens whose projection was `found`; with `gains` it goes to further columns of `codes`."""
-    tokens, cols = x.shape
-    launch = _quantization_of_parts(
-        tokens, cols, x.stride(0), codes.stride(0), bits, grid, group, largest_k, smoothed,
-        found.partial.shape[2], gains is not None,
-    )  # fmt: skip
-    launch(codes, row_scale, projected, gains, x, *found)
 
 
 @kept

@@ -180,8 +180,22 @@ def quantize_kernel(
 
 
 @triton.jit
+def places_in(scratch, tokens, cols, parts, RANK: tl.constexpr):
+    """Return where in float32 scratch `project_kernel` puts what: the numbers of `scratch_size`.
+
+    In this order all but the last begin at multiples of 16 bytes whatever the number of tokens.
+
+    Returns:
+        partial [parts, tokens, RANK], norms [parts, RANK], inverses [cols], peaks [parts, tokens].
+    """
+    norms = scratch + tl.cast(tokens, tl.int64) * parts * RANK
+    inverses = norms + parts * RANK
+    return scratch, norms, inverses, inverses + cols
+
+
+@triton.jit
 def project_kernel(
-    partial, peaks, norms, inverses, x, smooth, down,
+    scratch, x, smooth, down,
     tokens, cols, x_stride, span, rank,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
     ASIDE: tl.constexpr,
@@ -190,13 +204,13 @@ def project_kernel(
     """Low-rank down-projection `x / smooth @ down.T`, and the tokens' magnitudes, in parts of the channels.
 
     Args:
-        partial: float32 [parts, tokens, RANK], the second axis of the grid being the part: summed by whoever
-            reads it, in order, so that the result is the same every time. Zero from `rank` on: a tensor core
-            multiplies no fewer than 16, and blocks have powers of two.
-        peaks: float32 [parts, tokens], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
-        norms: float32 [parts, RANK], sum of the magnitudes of each row of `down`; with `ASIDE`, for which the
-            grid has one block of tokens more.
-        inverses: float32 [cols], `1 / smooth`; with `ASIDE`, too.
+        scratch: float32, see `places_in`; the second axis of the grid is the part.
+            partial: summed by whoever reads it, in order, so that the result is the same every time. Zero
+            from `rank` on: a tensor core multiplies no fewer than 16, and blocks have powers of two.
+            peaks: largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
+            norms: sum of the magnitudes of each row of `down`; with `ASIDE`, for which the grid has one block
+            of tokens more.
+            inverses: `1 / smooth`; with `ASIDE`, too.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
         down: float16 [rank, cols].
@@ -205,6 +219,7 @@ def project_kernel(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
     direction = tl.arange(0, RANK)
+    partial, norms, inverses, peaks = places_in(scratch, tokens, cols, tl.num_programs(1), RANK)
     first = tl.program_id(1) * span
     last = tl.minimum(first + span, cols)
     if ASIDE and tl.program_id(0) * TOKENS >= tokens:
@@ -249,7 +264,7 @@ def project_kernel(
 
 @triton.jit
 def scaled_kernel(
-    codes, row_scale, projected, gains, x, partial, peaks, norms, inverses,
+    codes, row_scale, projected, gains, x, scratch,
     tokens, cols, x_stride, out_stride,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
@@ -265,12 +280,11 @@ def scaled_kernel(
         projected: [tokens, RANK], the sum of `partial`; without `APPEND`.
         gains: float32 [RANK], see `gain_of`; with `APPEND`.
         x: [tokens, cols], rows `x_stride` apart.
-        partial: float32 [PARTS, tokens, RANK].
-        peaks: float32 [PARTS, tokens].
-        norms: float32 [PARTS, RANK], with `APPEND`.
-        inverses: float32 [cols], what x is multiplied by; with `SMOOTH`.
+        scratch: float32, see `places_in`: norms with `APPEND`; inverses, what x is multiplied by, with
+            `SMOOTH`.
         PARTS_HELD: a power of two, at least PARTS.
     """
+    partial, norms, inverses, peaks = places_in(scratch, tokens, cols, PARTS, RANK)
     # Backwards: what was read last is still in the cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     token = block * TOKENS + tl.arange(0, TOKENS)
