@@ -1,7 +1,7 @@
 """Compare what `Launch` launches with what Triton does: run without TRITON_INTERPRET and without a GPU.
 
 Kernels are compiled for compute capability 9.0; a driver that stands in for CUDA's writes launches down
-instead of making them. Prints how many were compared.
+instead of making them (`standin_driver`). Prints how many were compared.
 
 python tests/support/compare_launches.py
 """
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from standin_driver import STREAM, Driver, Launcher
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import GPUDriver
 
 from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
@@ -23,62 +22,6 @@ from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedLinear
 from harness.kernels.triton.ready import Launch
 from harness.kernels.weights import UniformWeight
-
-Written = tuple[Any, ...]
-WRITTEN: list[Written] = []
-STREAM = 7
-
-
-class Launcher:
-    """Writes down which machine code of which device is launched with what (see `described`)."""
-
-    def __init__(self, src: Any, metadata: Any) -> None:
-        self.code = metadata.hash, triton.runtime.driver.active.get_current_device()
-
-    def __call__(self, *given: Any) -> None:
-        """Take grid, stream, function, metadata and hooks, and the arguments of the kernel."""
-        WRITTEN.append((self.code, given[:4], tuple(map(described, given[9:]))))
-
-
-class Loaded:
-    """What a driver does besides launching."""
-
-    def load_binary(self, *_: Any) -> tuple[int, ...]:
-        """Return module, function, registers, spills and threads."""
-        return 1, 2, 32, 0, 1024
-
-    def get_device_properties(self, _: int) -> dict[str, int]:
-        """Return what kernels are held against."""
-        return {"max_shared_mem": 232448}
-
-
-class Driver(GPUDriver):
-    """CUDA's driver on a Hopper, as far as launches need it."""
-
-    def __init__(self) -> None:
-        self.utils, self.launcher_cls, self.device = Loaded(), Launcher, 0
-        self.get_current_device = lambda: self.device
-        self.get_current_stream = lambda device: STREAM + device
-
-    def get_current_target(self) -> GPUTarget:
-        """Return Hopper."""
-        return GPUTarget("cuda", 90, 32)
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        """Return a type's name as it is: nothing is compiled from it."""
-        return ty
-
-    def get_active_torch_device(self) -> torch.device:
-        """Return where tensors lie."""
-        return torch.device("cpu")
-
-    def get_benchmarker(self) -> Any:
-        """Return nothing: nothing is timed."""
-
-    @staticmethod
-    def is_active() -> bool:
-        """Whether it can be used: always."""
-        return True
 
 
 @triton.jit
@@ -89,6 +32,18 @@ def add_kernel(out, x, y, count, scale, N: tl.constexpr, KIND: tl.constexpr):
     if y is not None:
         total += tl.load(y + at, mask=at < count, other=0).to(KIND)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=at < count)
+
+
+Written = tuple[Any, ...]
+WRITTEN: list[Written] = []
+
+
+class Writer(Launcher):
+    """Writes down which machine code of which device is launched with what (see `described`)."""
+
+    def __call__(self, *given: Any) -> None:
+        """Take grid, stream, function, metadata and hooks, and the arguments of the kernel."""
+        WRITTEN.append((self.code, given[:4], tuple(map(described, given[9:]))))
 
 
 def described(given: Any) -> Any:
@@ -161,7 +116,7 @@ def compare_layers() -> int:
 
 def main() -> None:
     """Compare all."""
-    driver = Driver()
+    driver = Driver(Writer)
     triton.runtime.driver.set_active(driver)
     print(compare_arguments(driver), compare_layers())
 
