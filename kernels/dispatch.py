@@ -110,7 +110,8 @@ def road_of(layer: PackedLayer, x: Tensor) -> tuple[Road, Plan | None]:
 class Plan(NamedTuple):
     """What a layer does with every input of one type on one device.
 
-    It holds no tensors, so that it keeps none alive and is right when they are moved or loaded anew.
+    It holds modules but none of their tensors, which may be moved or loaded anew in the meantime: those are
+    looked up in every forward.
 
     Attributes:
         weight: what it was made for; as are the next four.
@@ -143,7 +144,7 @@ class Plan(NamedTuple):
     def is_for(self, layer: PackedLayer, x: Tensor) -> bool:
         """Whether it was made for a layer as it is now, and for such an input."""
         parts = layer._modules  # its attributes, without what it takes torch to get at them
-        same = self.weight is parts["weight"] and self.act is parts.get("act")
+        same = self.weight is parts.get("weight") and self.act is parts.get("act")
         same = same and self.branch is parts.get("branch")
         return same and self.dtype is x.dtype and self.device == x.device
 
