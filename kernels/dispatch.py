@@ -22,7 +22,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -233,8 +233,8 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
     given = _quantized(layer, plan, tokens, x)
     bias, up = stored, None if plan.branch is None else plan.branch.up
     if plan.float8 is not None:
-        weight = cast(UniformWeight, plan.weight)
-        units, col_scale, bias, up = plan.float8.expand(weight, dtype, bias, up, given.gains)
+        assert isinstance(plan.weight, UniformWeight)
+        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, bias, up, given.gains)
     else:
         expand = units_weight(plan.weight, plan.kind)
         assert expand is not None
@@ -280,7 +280,8 @@ def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
     smooth = layer.smooth
     values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
     assert plan.few is not None
-    y = plan.few.multiply(values.contiguous(), cast(UniformWeight, plan.weight), layer.bias)
+    assert isinstance(plan.weight, UniformWeight)
+    y = plan.few.multiply(values.contiguous(), plan.weight, layer.bias)
     return y if plan.branch is None else y + _branch(layer, values)
 
 
