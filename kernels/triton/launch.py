@@ -7,6 +7,7 @@ import functools
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton.expand import expand_kernel, units_kernel
@@ -170,12 +171,10 @@ def linear(
     rest = (row_scale, row_zero, col_scale, col_sum, projected, up, bias)
     launch = _product(tokens, outs, cols, *rank, *flags, codes.dtype, tma)
     if tma:
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
         size = launch.constants
         left = TensorDescriptor.from_tensor(codes, [size["TILE_M"], size["TILE_K"]])
         right = TensorDescriptor.from_tensor(weight, [size["TILE_N"], size["TILE_K"]])
-        launch.by_triton(out, left, right, *rest)
+        launch(out, left, right, *rest)
     else:
         launch(out, codes, weight, *rest)
     return out

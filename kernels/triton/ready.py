@@ -2,8 +2,9 @@
 
 Triton binds, inspects and formats all arguments at every launch, which takes it longer than the launch. What
 it makes of them depends on the device, on every number (Triton asks which are 1, multiples of 16 or wide),
-constant and option, and on the tensors' element types and whether their addresses are multiples of 16. A
-`Launch` is one set of the former; it looks its machine code up by the rest.
+constant and option, and on the tensors' element types and whether their addresses are multiples of 16, for
+descriptors of tiles also on the tiles. A `Launch` is one set of the former; it looks its machine code up by
+the rest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from triton import JITFunction
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 MOST_LAUNCHES = 4096
 """Launches of a kind that are kept: more than the layers and input sizes of a model make."""
@@ -51,7 +53,7 @@ class Launch:
         """Settle a launch.
 
         Args:
-            kernel: takes its tensors first, then numbers, then constants.
+            kernel: takes its tensors, or descriptors of them, first, then numbers, then constants.
             grid: programs along both axes.
             numbers: its numbers, in order.
             constants: all its constants by name, and options of the launch.
@@ -61,22 +63,28 @@ class Launch:
         self.compiles = isinstance(kernel, JITFunction)
         self.known: dict[Any, Callable[..., None]] = {}
 
-    def __call__(self, *tensors: Tensor | None) -> None:
+    def __call__(self, *tensors: Tensor | TensorDescriptor | None) -> None:
         """Launch on the current device and stream, as `kernel[grid](*tensors, *numbers, **constants)`."""
         if not self.compiles:
-            self.by_triton(*tensors)
+            self._by_triton(tensors)
             return
         device = driver.active.get_current_device()
-        kinds = [None if each is None else (each.dtype, each.data_ptr() % 16 == 0) for each in tensors]
+        kinds = [
+            (each.dtype, each.data_ptr() % 16 == 0) if isinstance(each, Tensor) else _kind_of(each)
+            for each in tensors
+        ]
         kind = (device, *kinds)
         run = self.known.get(kind)
         if run is not None:
             run(*tensors, *self.rest, stream=driver.active.get_current_stream(device))
             return
-        compiled = self.by_triton(*tensors)
+        compiled = self._by_triton(tensors)
         if isinstance(compiled, CompiledKernel):
             self.known[kind] = compiled[self.grid]
 
-    def by_triton(self, *tensors: Any) -> Any:
-        """Launch as Triton does, also with tensor descriptors; return what it launched."""
+    def _by_triton(self, tensors: tuple[Any, ...]) -> Any:
         return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
+
+
+def _kind_of(given: TensorDescriptor | None) -> Any:
+    return None if given is None else (given.base.dtype, *given.block_shape, given.padding)

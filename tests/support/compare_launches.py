@@ -15,11 +15,13 @@ import triton
 import triton.language as tl
 from standin_driver import STREAM, Driver, Launcher
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedLinear
+from harness.kernels.triton import launch as launches
 from harness.kernels.triton.ready import Launch
 from harness.kernels.weights import UniformWeight
 
@@ -50,6 +52,8 @@ def described(given: Any) -> Any:
     """Return an argument as something two launches can agree on: type, shape and alignment of tensors."""
     if isinstance(given, Tensor):
         return given.dtype, tuple(given.shape), given.data_ptr() % 16
+    if isinstance(given, TensorDescriptor):
+        return described(given.base), given.shape, given.strides, given.block_shape, given.padding
     return type(given), given
 
 
@@ -94,14 +98,16 @@ def compare_arguments(driver: Driver) -> int:
 
 def compare_layers() -> int:
     """Let layers run twice: what is looked up the second time is what Triton chose; return how many."""
-    dispatch.triton_runs_on = lambda _: True
+    dispatch.triton_runs_on = launches.has_copy_engine = lambda _: True
     act = ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0")
     branch = LowRankBranch(torch.ones(5, 128), torch.ones(32, 5))
     weight = UniformWeight(32, 128, 4, "narrow", 64, "e8m0")
     coded = PackedLinear(weight, act=act, branch=branch, smooth=torch.ones(128), bias=torch.ones(32))
+    whole = PackedLinear(UniformWeight(32, 128, 3, "narrow"), act=ActQuantizer(6, symmetric=True))
     alone = PackedLinear(UniformWeight(32, 128, 4, "asymmetric", 64), bias=torch.ones(32))
     count = 0
-    for layer, x in ((coded, torch.ones(48, 128)), (alone, torch.ones(3, 128, dtype=torch.float16))):
+    many, few = torch.ones(48, 128), torch.ones(3, 128, dtype=torch.float16)
+    for layer, x in ((coded, many), (whole, many.half()), (alone, few)):
         runs = []
         for _ in range(2):
             WRITTEN.clear()
