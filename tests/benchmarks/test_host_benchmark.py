@@ -18,6 +18,7 @@ from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedLinear
+from harness.kernels.quantizers.scales import ScaleFormat
 from harness.kernels.weights import UniformWeight
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +41,8 @@ def _a_gpus_roads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     monkeypatch.setattr(dispatch, "triton_runs_on", lambda _: True)
     monkeypatch.setattr(dispatch, "appends_branch", lambda *_: True)
-    monkeypatch.setattr(launch, "has_vendor_product", lambda *_: True)
+    monkeypatch.setattr(launch, "has_vendor_product", lambda codes, *_: codes.dtype == torch.float8_e4m3fn)
+    monkeypatch.setattr(launch, "has_copy_engine", lambda _: True)
     monkeypatch.setattr(torch, "_scaled_mm", product)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -55,14 +57,15 @@ def time_calls(benchmark: Any, layer: PackedLinear, x: Tensor) -> Tensor:
     return y
 
 
-def test_coded_tokens(benchmark: Any) -> None:
-    """SVDQuant's W4A4 with `e8m0` scales and a branch of rank 32."""
-    weight = UniformWeight(ROWS, COLS, 4, "narrow", 64, "e8m0")
-    act = ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0")
+@pytest.mark.parametrize(("scales", "road"), [("e8m0", "fp8"), ("integer", "int8")])
+def test_coded_tokens(benchmark: Any, scales: ScaleFormat, road: str) -> None:
+    """SVDQuant's W4A4 with scales of two levels and a branch of rank 32."""
+    weight = UniformWeight(ROWS, COLS, 4, "narrow", 64, scales)
+    act = ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
     branch = LowRankBranch(torch.ones(32, COLS), torch.ones(ROWS, 32))
     layer = PackedLinear(weight, bias=torch.ones(ROWS), act=act, smooth=torch.ones(COLS), branch=branch)
     y = time_calls(benchmark, layer, torch.ones(1, TOKENS, COLS, dtype=torch.bfloat16))
-    assert (layer.road_taken, y.shape) == ("fp8", (1, TOKENS, ROWS))
+    assert (layer.road_taken, y.shape) == (road, (1, TOKENS, ROWS))
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
