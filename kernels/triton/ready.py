@@ -25,8 +25,11 @@ MOST_LAUNCHES = 4096
 Made = TypeVar("Made")
 
 
-def kept(make: Callable[..., Made]) -> Callable[..., Made]:
-    """Let what a function makes of numbers, names and types (not of tensors) be made once."""
+def kept(make: Callable[..., Made]) -> functools._lru_cache_wrapper[Made]:
+    """Let what a function makes of numbers, names and types (not of tensors) be made once.
+
+    Tile sizes are among what is made: who tries others has to clear the function's cache (`cache_clear`).
+    """
     return functools.lru_cache(MOST_LAUNCHES, typed=True)(make)
 
 
