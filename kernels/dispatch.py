@@ -22,20 +22,24 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.kernels.activations import ActQuantizer
+from harness.kernels.branch import LowRankBranch
 from harness.kernels.expansion import (
+    FewTokenWeight,
+    Float8Codes,
     expandable,
     few_token_weight,
     float8_codes,
     float_weight,
     units_weight,
 )
+from harness.kernels.weights import PackedWeight, UniformWeight
 
 if TYPE_CHECKING:
     from harness.kernels.layers import PackedConv2d, PackedLayer, PackedLinear
@@ -86,44 +90,107 @@ def _at_least(index: int, major: int, minor: int) -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (major, minor)
 
 
-def road_of(layer: PackedLayer, x: Tensor) -> Road:
-    """Return the road a layer takes for an input.
+def road_of(layer: PackedLayer, x: Tensor) -> tuple[Road, Plan | None]:
+    """Return the road a layer takes for an input, and its plan, None for the reference.
 
     Training always takes the reference: the kernels have no gradients.
     """
     backend = _chosen["backend"]
     if backend == "reference" or (backend == "auto" and x.device.type != "cuda") or not x.numel():
-        return "reference"
-    trained = torch.is_grad_enabled() and x.requires_grad
-    if trained or not triton_runs_on(x.device) or not expandable(layer.weight):
-        return "reference"
-    if layer.kind != "linear":
-        return "expand"
-    return _linear_road(layer, x)
+        return "reference", None
+    if torch.is_grad_enabled() and x.requires_grad:
+        return "reference", None
+    plan = plan_of(layer, x)
+    if plan.road == "reference":
+        return "reference", None
+    few = plan.few is not None and x.numel() // x.shape[-1] <= FEW_TOKENS
+    return "gemv" if few else plan.road, plan
 
 
-def _linear_road(layer: PackedLayer, x: Tensor) -> Road:
-    if layer.act is None:
-        few = x.dtype in {torch.bfloat16, torch.float16} and x.numel() // x.shape[-1] <= FEW_TOKENS
-        return "gemv" if few and few_token_weight(layer.weight) is not None else "expand"
-    kind = _code_type(layer.act)
-    if kind is None or units_weight(layer.weight, kind) is None:
-        return "expand"
-    if kind == torch.int8:
-        return "int8"
-    return "fp8" if _has_fp8(x.device) else "expand"
+class Plan(NamedTuple):
+    """What a layer does with every input of one type on one device.
+
+    It holds modules but none of their tensors, which may be moved or loaded anew in the meantime: those are
+    looked up in every forward.
+
+    Attributes:
+        weight: what it was made for; as are the next four.
+        act: see above.
+        branch: see above.
+        dtype: of the input.
+        device: of the input.
+        road: the road of many tokens.
+        few: how few tokens are multiplied, where they take a road of their own.
+        kind: what codes are held in, on the roads `int8` and `fp8`.
+        float8: how the weight becomes float8 in one go, where it does.
+        grid: the kernel's name of the grid of `act`.
+        largest_k: the largest multiplier of its groups.
+        append: see `appends_branch`.
+    """
+
+    weight: PackedWeight
+    act: ActQuantizer | None
+    branch: LowRankBranch | None
+    dtype: torch.dtype
+    device: torch.device
+    road: Road
+    few: FewTokenWeight | None = None
+    kind: torch.dtype = torch.int8
+    float8: Float8Codes | None = None
+    grid: str = ""
+    largest_k: int = 1
+    append: bool = False
+
+    def is_for(self, layer: PackedLayer, x: Tensor) -> bool:
+        """Whether it was made for a layer as it is now, and for such an input."""
+        parts = layer._modules  # its attributes, without what it takes torch to get at them
+        same = self.weight is parts.get("weight") and self.act is parts.get("act")
+        same = same and self.branch is parts.get("branch")
+        return same and self.dtype is x.dtype and self.device == x.device
 
 
-def linear(layer: PackedLinear, x: Tensor, road: Road) -> Tensor:
+def plan_of(layer: PackedLayer, x: Tensor) -> Plan:
+    """Return what a layer does with such inputs: once worked out, the layer remembers it.
+
+    Not while compiling: there it is worked out once anyway, and what a layer remembers would be one more
+    thing in which layers differ that could share a graph.
+    """
+    if torch.compiler.is_compiling():
+        return _planned(layer, x)
+    plan = layer.plan
+    if plan is None or not plan.is_for(layer, x):
+        plan = layer.plan = _planned(layer, x)
+    return plan
+
+
+def _planned(layer: PackedLayer, x: Tensor) -> Plan:
+    weight, act = layer.weight, layer.act
+    made_for = (weight, act, layer.branch, x.dtype, x.device)
+    if not triton_runs_on(x.device) or not expandable(weight):
+        return Plan(*made_for, road="reference")
+    if act is None or layer.kind != "linear":
+        halves = layer.kind == "linear" and x.dtype in {torch.bfloat16, torch.float16}
+        return Plan(*made_for, road="expand", few=few_token_weight(weight) if halves else None)
+    kind = _code_type(act)
+    if kind is None or units_weight(weight, kind) is None:
+        return Plan(*made_for, road="expand")
+    float8 = kind == torch.float8_e4m3fn
+    if float8 and not _has_fp8(x.device):
+        return Plan(*made_for, road="expand")
+    whole = float8_codes(weight) if float8 else None
+    grid, largest_k = _grid(act)
+    append = whole is not None and appends_branch(layer, x)
+    return Plan(*made_for, "fp8" if float8 else "int8", None, kind, whole, grid, largest_k, append)
+
+
+def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     """Run a linear layer on a road other than `reference`: [..., in] -> [..., out] in the dtype of `x`."""
     tokens = x.reshape(-1, x.shape[-1])
     tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
-    if road == "fp8" and float8_codes(layer.weight) is not None:
-        y = _float8_linear(layer, tokens)
-    elif road in {"int8", "fp8"}:
-        y = _units_linear(layer, tokens, x)
+    if road in {"int8", "fp8"}:
+        y = _codes_linear(layer, plan, tokens, x)
     elif road == "gemv":
-        y = _few_tokens(layer, tokens)
+        y = _few_tokens(layer, plan, tokens)
     else:
         y = _expanded_linear(layer, x).reshape(len(tokens), -1)
     return y.view(*x.shape[:-1], layer.out_features)
@@ -140,68 +207,66 @@ def conv2d(layer: PackedConv2d, x: Tensor) -> Tensor:
     return y
 
 
-def _units_linear(layer: PackedLinear, tokens: Tensor, x: Tensor) -> Tensor:
-    from harness.kernels.triton import ops
+class Quantized(NamedTuple):
+    """Tokens as codes, and their projection beside them.
 
-    act = layer.act
-    assert act is not None
-    kind = _code_type(act)
-    assert kind is not None
-    found = units_weight(layer.weight, kind)
-    assert found is not None
-    units, col_scale = found()
-    grid, largest_k = _grid(act)
-    branch = layer.branch
+    Attributes:
+        codes: int8 or float8_e4m3fn [tokens, cols], more columns with a branch among them.
+        row_scale: what one unit of each token is worth, float32 [tokens].
+        zero: what to take off each token's codes, float32 [tokens], or None.
+        projected: the down-projection [tokens, rank or more], or None.
+        gains: of a branch among the codes, see `harness.kernels.triton.ops.quantize_projected`, or None.
+    """
+
+    codes: Tensor
+    row_scale: Tensor
     zero: Tensor | None = None
-    if branch is not None and act.scale_format != "float":
-        codes, row_scale, projected = ops.quantize_projected(
-            tokens, act.bits, grid, act.group, largest_k, layer.smooth, branch.down, False
-        )
-    else:
-        lo, hi = _given(act, x, layer.smooth)
-        codes, row_scale, empty = ops.quantize_tokens(
-            tokens, act.bits, grid, act.group, largest_k, layer.smooth, lo, hi
-        )
-        zero = empty if empty.numel() else None
-        projected = None if branch is None else ops.project(tokens, branch.down, layer.smooth)
-    up = None if branch is None else branch.up
-    y: Tensor = ops.scaled_linear(
-        codes, units, row_scale, col_scale, zero, projected, up, layer.bias, x.dtype
-    )
-    return y
+    projected: Tensor | None = None
+    gains: Tensor | None = None
 
 
-def _float8_linear(layer: PackedLinear, tokens: Tensor) -> Tensor:
-    """Run a layer on float8: the branch is a part of the product, or added to it."""
+def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Tensor:
+    """Multiply codes with units: a branch is among both, or added to the product."""
     from harness.kernels.triton import ops
 
-    act, branch, weight = layer.act, layer.branch, float8_codes(layer.weight)
-    assert act is not None
-    assert weight is not None
-    grid, largest_k = _grid(act)
-    gains: Tensor | None = None
-    projected: Tensor | None = None
-    if branch is None:
-        codes, row_scale, _ = ops.quantize_tokens(
-            tokens, act.bits, grid, act.group, largest_k, layer.smooth, None, None
-        )
+    stored, dtype = layer.bias, x.dtype
+    given = _quantized(layer, plan, tokens, x)
+    bias, up = stored, None if plan.branch is None else plan.branch.up
+    if plan.float8 is not None:
+        assert isinstance(plan.weight, UniformWeight)
+        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, bias, up, given.gains)
     else:
-        append = appends_branch(layer, tokens)
-        codes, row_scale, found = ops.quantize_projected(
-            tokens, act.bits, grid, act.group, largest_k, layer.smooth, branch.down, append
-        )
-        gains, projected = (found, None) if append else (None, found)
-    units, col_scale, bias, up = weight.expand(
-        tokens.dtype, layer.bias, None if branch is None else branch.up, gains
-    )
+        expand = units_weight(plan.weight, plan.kind)
+        assert expand is not None
+        units, col_scale = expand()
     y: Tensor = ops.scaled_linear(
-        codes, units, row_scale, col_scale, None, projected, None if projected is None else up,
-        None if layer.bias is None else bias, tokens.dtype,
+        given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
+        None if given.projected is None else up, None if stored is None else bias, dtype,
     )  # fmt: skip
     return y
 
 
-def appends_branch(layer: PackedLinear, tokens: Tensor) -> bool:
+def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Quantized:
+    from harness.kernels.triton import ops
+
+    act, branch, smooth = plan.act, plan.branch, layer.smooth
+    assert act is not None
+    if branch is not None and act.scale_format != "float":
+        codes, row_scale, found = ops.quantize_projected(
+            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, branch.down, plan.append
+        )
+        if plan.append:
+            return Quantized(codes, row_scale, gains=found)
+        return Quantized(codes, row_scale, projected=found)
+    lo, hi = _given(act, x, smooth)
+    codes, row_scale, zero = ops.quantize_tokens(
+        tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, lo, hi
+    )
+    projected = None if branch is None else ops.project(tokens, branch.down, smooth)
+    return Quantized(codes, row_scale, zero if zero.numel() else None, projected)
+
+
+def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
     """Whether the branch becomes further columns of a float8 product, for the vendor's product to do.
 
     That costs the product 4 * rank columns, less than reading and writing the output once more to add it.
@@ -211,17 +276,13 @@ def appends_branch(layer: PackedLinear, tokens: Tensor) -> bool:
     return layer.branch.rank <= MOST_APPENDED
 
 
-def _few_tokens(layer: PackedLinear, tokens: Tensor) -> Tensor:
-    from harness.kernels.triton import ops
-
-    values = tokens if layer.smooth is None else tokens / layer.smooth.to(tokens.dtype)
-    weight = few_token_weight(layer.weight)
-    assert weight is not None
-    y: Tensor = ops.gemv(
-        values.contiguous(), weight.packed, weight.scale, weight.bits, weight.group, weight.zero,
-        weight.fixed_offset, layer.bias,
-    )  # fmt: skip
-    return y if layer.branch is None else y + _branch(layer, values)
+def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
+    smooth = layer.smooth
+    values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
+    assert plan.few is not None
+    assert isinstance(plan.weight, UniformWeight)
+    y = plan.few.multiply(values.contiguous(), plan.weight, layer.bias)
+    return y if plan.branch is None else y + _branch(layer, values)
 
 
 def _expanded_linear(layer: PackedLinear, x: Tensor) -> Tensor:

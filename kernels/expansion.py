@@ -89,42 +89,65 @@ class Codes(NamedTuple):
 
 
 class Float8Codes(NamedTuple):
-    """A weight that is expanded to float8 with all else its product reads.
+    """How a uniform weight is expanded to float8 with all else its product reads.
+
+    It holds no tensors: those are the weight's at the time of a call.
 
     Attributes:
-        codes: the codes; `scale` int8, exponents of two.
-        row_scale: what one step of each row is worth, float16 [rows].
+        bits: as in `Codes`, and so are the next four; `scale` is the int8 exponents of two.
+        cols: see above.
+        group: see above.
+        fixed: see above.
+        doubled: see above.
         worth: units per step, inverted: 1, or 1/2 where units are half steps.
     """
 
-    codes: Codes
-    row_scale: Tensor
+    bits: int
+    cols: int
+    group: int
+    fixed: float
+    doubled: bool
     worth: float
 
     def expand(
-        self, dtype: torch.dtype, bias: Tensor | None, up: Tensor | None, gains: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self,
+        weight: UniformWeight,
+        dtype: torch.dtype,
+        bias: Tensor | None,
+        up: Tensor | None,
+        gains: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return units, the rows' scales, and bias and up in `dtype`, see `ops.expand_float8`."""
         from harness.kernels.triton import ops
 
-        codes = self.codes
-        assert codes.scale is not None
-        found: tuple[Tensor, Tensor, Tensor, Tensor] = ops.expand_float8(
-            codes.packed, codes.bits, codes.cols, codes.scale, codes.group, self.row_scale, self.worth,
-            codes.offset, codes.fixed, codes.doubled, bias, up, gains, dtype,
+        found: tuple[Tensor, Tensor, Tensor | None, Tensor | None] = ops.expand_float8(
+            weight.packed, self.bits, self.cols, weight.multiplier, self.group, weight.scale, self.worth,
+            weight.zero, self.fixed, self.doubled, bias, up, gains, dtype,
         )  # fmt: skip
         return found
 
 
 class FewTokenWeight(NamedTuple):
-    """A uniform weight as `harness.kernels.triton.ops.gemv` reads it; attributes as in `Codes`."""
+    """How the few-token kernel reads a uniform weight, whose tensors are those at the time of a call.
 
-    packed: Tensor
-    scale: Tensor
+    Attributes:
+        bits: as in `Codes`, and so are the next two.
+        group: see above; all columns for one scale per row.
+        fixed: see above.
+    """
+
     bits: int
     group: int
-    zero: Tensor | None
-    fixed_offset: float
+    fixed: float
+
+    def multiply(self, x: Tensor, weight: UniformWeight, bias: Tensor | None) -> Tensor:
+        """Return the product of few tokens with the weight, see `harness.kernels.triton.ops.gemv`."""
+        from harness.kernels.triton import ops
+
+        y: Tensor = ops.gemv(
+            x, weight.packed, weight.scale, self.bits, self.group, weight.zero, self.fixed, bias
+        )
+        return y
 
 
 def expandable(weight: PackedWeight) -> bool:
@@ -162,12 +185,13 @@ def units_weight(weight: PackedWeight, dtype: torch.dtype) -> Units | None:
 def float8_codes(weight: PackedWeight) -> Float8Codes | None:
     """Return what expands to float8 in one go; None where `units_weight` has to, or nothing can."""
     found = _unit_codes(weight, torch.float8_e4m3fn)
-    if found is None or not isinstance(weight, UniformWeight) or found[0].group not in FLOAT8_GROUPS:
+    if found is None or not isinstance(weight, UniformWeight) or weight.scale.numel() != weight.rows:
         return None
-    scale = weight.scale.reshape(-1)
-    return (
-        Float8Codes(found[0], scale, 1 / units_per_step(weight.grid)) if len(scale) == weight.rows else None
-    )
+    codes = found[0]
+    if codes.scale is None or codes.group not in FLOAT8_GROUPS:
+        return None
+    worth = 1 / units_per_step(weight.grid)
+    return Float8Codes(codes.bits, codes.cols, codes.group, codes.fixed, codes.doubled, worth)
 
 
 def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
@@ -182,9 +206,7 @@ def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
         return None
     fixed = 0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid)
     whole = fixed.is_integer() if weight.zero is None else not weight.zero.is_floating_point()
-    return (
-        FewTokenWeight(weight.packed, weight.scale, weight.bits, group, weight.zero, fixed) if whole else None
-    )
+    return FewTokenWeight(weight.bits, group, fixed) if whole else None
 
 
 def _float_codes(weight: PackedWeight) -> Codes:

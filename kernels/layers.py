@@ -13,7 +13,7 @@ the weight as it is stored.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +38,13 @@ class PackedLayer(StoredModule):
             multiplied the weight's (and the branch's) input channels by it.
         branch: the low-rank branch, on the smoothed, unquantized input, or None.
         road_taken: the road of the last forward, `""` before the first.
+        plan: what `harness.kernels.dispatch` has worked out for it; neither copied nor stored.
     """
 
     kind: str
     bias: Tensor | None
     smooth: Tensor | None
+    plan: dispatch.Plan | None = None
 
     def __init__(
         self,
@@ -77,16 +79,20 @@ class PackedLayer(StoredModule):
         if self.smooth is not None and not bool((self.smooth > 0).all()):
             raise ValueError("a smoothing vector must be positive in 16 bits")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies are made of: not the plan, which is of this layer's parts."""
+        return {name: value for name, value in self.__dict__.items() if name != "plan"}
+
     def road(self, x: Tensor) -> dispatch.Road:
         """Return the road the layer takes for an input, see `harness.kernels.dispatch`."""
-        return dispatch.road_of(self, x)
+        return dispatch.road_of(self, x)[0]
 
-    def take(self, x: Tensor) -> dispatch.Road:
-        """Return the road for an input and remember it as `road_taken` (not while compiling)."""
-        road = self.road(x)
-        if not torch.compiler.is_compiling():
-            self.road_taken = road
-        return road
+    def take(self, x: Tensor) -> tuple[dispatch.Road, dispatch.Plan | None]:
+        """Return road and plan for an input and remember the road as `road_taken` (not while compiling)."""
+        road, plan = dispatch.road_of(self, x)
+        if not torch.compiler.is_compiling() and self.road_taken != road:
+            self.road_taken = road  # attributes of a module are slow to set
+        return road, plan
 
     @property
     @abstractmethod
@@ -161,8 +167,8 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: [..., in_features] -> [..., out_features], in the dtype of `x`."""
-        road = self.take(x)
-        return self.reference(x) if road == "reference" else dispatch.linear(self, x, road)
+        road, plan = self.take(x)
+        return self.reference(x) if plan is None else dispatch.linear(self, x, road, plan)
 
     def reference(self, x: Tensor) -> Tensor:
         """Apply the float formula; arguments and result as `forward`."""
@@ -239,8 +245,8 @@ class PackedConv2d(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: [n, in_channels, h, w] -> [n, out_channels, h', w'], in the dtype of `x`."""
-        road = self.take(x)
-        return self.reference(x) if road == "reference" else dispatch.conv2d(self, x)
+        _, plan = self.take(x)
+        return self.reference(x) if plan is None else dispatch.conv2d(self, x)
 
     def reference(self, x: Tensor) -> Tensor:
         """Apply the float formula; arguments and result as `forward`."""

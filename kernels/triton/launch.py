@@ -1,28 +1,25 @@
-"""Launching the kernels: grids, tile sizes, views of the packed storage."""
+"""Launching the kernels that read weights: grids, tile sizes, views of the packed storage."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
-from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
+from harness.kernels.triton.inputs import padded_rank, precision
+from harness.kernels.triton.ready import Launch, cdiv, kept
 
-PARTS = 8
-"""Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
 UNITS_SPAN = 1024
 """Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
-PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
-SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
 GEMV_ALONE = {bits: {"ROWS": 16, "num_warps": 1, "num_stages": 2 if bits == 3 else 3} for bits in (2, 3, 4)}
 GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": 2 if bits == 3 else 3} for bits in (2, 3, 4)}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
@@ -37,16 +34,6 @@ def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:
     if word is None or packed.shape[1] % bits or packed.data_ptr() % bits:
         return packed, False
     return (packed if bits == 1 else packed.view(word)), True
-
-
-def padded_rank(down: Tensor) -> int:
-    """Return how many directions a projection is held with: a power of two, and enough for a tensor core."""
-    return max(16, int(triton.next_power_of_2(down.shape[0])))
-
-
-def code_type(grid: str) -> torch.dtype:
-    """Return what the codes of a grid of activations are held in."""
-    return torch.float8_e4m3fn if grid == "e8m0" else torch.int8
 
 
 def expand(
@@ -67,145 +54,32 @@ def expand(
     """Fill `out` from packed codes, see `expand_kernel`; `group` 0 is one scale per row."""
     rows = packed.shape[0]
     words, whole = words_of(packed, bits)
-    grid = (triton.cdiv(rows, EXPAND["ROWS"]), triton.cdiv(triton.cdiv(cols, 8), EXPAND["WORDS"]))
     held = offset if scale is None else scale
     stride = 1 if held is None or held.dim() == 1 else held.shape[1] if held.shape[0] == rows else 0
     multiplier = 2 if doubled else 1
     fixed = int(fixed_offset * multiplier) if not out.is_floating_point() else fixed_offset * multiplier
     form = "none" if table is None else "shared" if table.dim() == 1 else "rows"
-    expand_kernel[grid](
-        out, words, scale, offset, table, rows_of,
-        rows, cols, words.shape[1], group or (1 << 30), stride, fixed, multiplier,
-        BITS=bits, WHOLE=whole, TABLE=form,
-        OFFSET="fixed" if offset is None else "stored", FLAT=flat, SCALED=scale is not None,
-        EXPONENT=scale is not None and scale.dtype == torch.int8, WORDWISE=not flat and group % 8 == 0,
-        SCATTER=rows_of is not None, **EXPAND,
+    exponent = scale is not None and scale.dtype == torch.int8
+    launch = _expansion(
+        rows, cols, words.shape[1], group, stride, fixed, multiplier, bits, whole, form, offset is not None,
+        flat, scale is not None, exponent, rows_of is not None,
     )  # fmt: skip
+    launch(out, words, scale, offset, table, rows_of)
 
 
-def quantize(
-    x: Tensor,
-    bits: int,
-    grid: str,
-    *,
-    group: int = 64,
-    largest_k: int = 1,
-    smooth: Tensor | None = None,
-    given: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Quantize tokens [tokens, cols]: codes, row_scale, row_zero or None."""
-    tokens, cols = x.shape
-    codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)
-    row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    row_zero = torch.empty_like(row_scale) if grid == "asymmetric" and bits == 8 else None
-    lo, hi = given or (None, None)
-    wide = triton.next_power_of_2(cols)
-    block = max(1, 4096 // wide)
-    quantize_kernel[(triton.cdiv(tokens, block),)](
-        codes, row_scale, row_zero, x, smooth, lo, hi,
-        tokens, cols, x.stride(0), codes.stride(0), 1 if lo is None else tokens // lo.numel(),
-        BITS=bits, GRID=grid, GIVEN=given is not None, GROUP=group, LARGEST_K=largest_k,
-        SMOOTH=smooth is not None, TOKENS=block, COLS=wide, num_warps=8 if wide > 4096 else 4,
-    )  # fmt: skip
-    return codes, row_scale, row_zero
-
-
-class Parts(NamedTuple):
-    """A down-projection in parts of the channels, as `project_kernel` leaves it.
-
-    Attributes:
-        partial: float32 [parts, tokens, rank].
-        peaks: float32 [parts, tokens], or None.
-        norms: float32 [parts, rank], or None.
-        inverses: float32 [cols], or None.
-    """
-
-    partial: Tensor
-    peaks: Tensor | None = None
-    norms: Tensor | None = None
-    inverses: Tensor | None = None
-
-
-def parts_of(cols: int) -> tuple[int, int]:
-    """Return into how many parts channels are cut, and how many channels a part has."""
-    span = triton.cdiv(triton.cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
-    return triton.cdiv(cols, span), span
-
-
-def project_parts(x: Tensor, down: Tensor, smooth: Tensor | None, *, aside: bool) -> Parts:
-    """Down-project tokens [tokens, cols] in parts; `aside` fills what quantizing needs besides."""
-    (tokens, cols), rank = x.shape, padded_rank(down)
-    parts, span = parts_of(cols)
-    shapes = ((parts, tokens, rank), (parts, tokens), (parts, rank), (cols,))
-    wanted = shapes if aside else shapes[:1]
-    found = Parts(*(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in wanted))
-    project_kernel[(triton.cdiv(tokens, PROJECT["TOKENS"]) + aside, parts)](
-        *found, x, smooth, down, tokens, cols, x.stride(0), span, tokens, down.shape[0],
-        SMOOTH=smooth is not None, RANK=rank, PRECISION=_precision(x.dtype), PEAKS=aside, ASIDE=aside,
-        **PROJECT,
-    )  # fmt: skip
-    return found
-
-
-def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
-    """Down-project tokens: float32 [parts, tokens, rank], to be summed."""
-    return project_parts(x, down, smooth, aside=False).partial
-
-
-def quantize_projected(
-    x: Tensor,
-    bits: int,
-    grid: str,
-    down: Tensor,
-    *,
-    group: int = 64,
-    largest_k: int = 1,
-    smooth: Tensor | None = None,
-    append: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize tokens to groups of two-level scales, and project.
-
-    Returns:
-        codes, row_scale, and `projected` [tokens, rank] in the type of `x`; with `append` the projection in
-        further columns of codes instead, and the directions' gains (see `scaled_kernel`).
-    """
-    (tokens, cols), rank = x.shape, padded_rank(down)
-    wide = cols + 4 * rank if append else cols
-    codes = torch.empty(tokens, wide, dtype=code_type(grid), device=x.device)
-    row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
-    gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
-    found = project_parts(x, down, smooth, aside=True)
-    quantize_into(
-        codes, row_scale, projected, gains, x, found,
-        bits=bits, grid=grid, group=group, largest_k=largest_k, smoothed=smooth is not None,
-    )  # fmt: skip
-    last = gains if projected is None else projected
-    assert last is not None
-    return codes, row_scale, last
-
-
-def quantize_into(
-    codes: Tensor,
-    row_scale: Tensor,
-    projected: Tensor | None,
-    gains: Tensor | None,
-    x: Tensor,
-    found: Parts,
-    *,
-    bits: int,
-    grid: str,
-    group: int,
-    largest_k: int,
-    smoothed: bool,
-) -> None:
-    """Quantize tokens whose projection was `found`; with `gains` it goes to further columns of `codes`."""
-    (tokens, cols), (parts, room, rank) = x.shape, found.partial.shape
-    scaled_kernel[(triton.cdiv(tokens, SCALED["TOKENS"]), triton.cdiv(cols, SCALED["COLS"]))](
-        codes, row_scale, projected, gains, x, *found, tokens, cols, x.stride(0), codes.stride(0), room,
-        BITS=bits, GRID=grid, GROUP=group, LARGEST_K=largest_k, SMOOTH=smoothed, RANK=rank,
-        PARTS=parts, PARTS_HELD=triton.next_power_of_2(parts), APPEND=gains is not None, **SCALED,
-    )  # fmt: skip
+@kept
+def _expansion(
+    rows: int, cols: int, row_words: int, group: int, stride: int, fixed: float, multiplier: int, bits: int,
+    whole: bool, table: str, stored: bool, flat: bool, scaled: bool, exponent: bool, scatter: bool,
+) -> Launch:  # fmt: skip
+    numbers = (rows, cols, row_words, group or (1 << 30), stride, fixed, multiplier)
+    constants = {
+        "BITS": bits, "WHOLE": whole, "TABLE": table, "OFFSET": "stored" if stored else "fixed", "FLAT": flat,
+        "SCALED": scaled, "EXPONENT": exponent, "WORDWISE": not flat and group % 8 == 0, "SCATTER": scatter,
+        **EXPAND,
+    }  # fmt: skip
+    grid = cdiv(rows, EXPAND["ROWS"]), cdiv(cdiv(cols, 8), EXPAND["WORDS"])
+    return Launch(expand_kernel, grid, numbers, constants)
 
 
 def expand_float8(
@@ -227,7 +101,7 @@ def expand_float8(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Expand to float8: units, col_scale, bias and up of `dtype`; with `gains` up is part of the units."""
     rows, device = packed.shape[0], packed.device
-    rank = 0 if up is None else padded_rank(up.T)
+    rank = 0 if up is None else padded_rank(up.shape[1])
     wide = cols if gains is None else cols + 4 * rank
     out = torch.empty(rows, wide, dtype=torch.float8_e4m3fn, device=device)
     col_scale = torch.empty(rows, dtype=torch.float32, device=device)
@@ -235,22 +109,34 @@ def expand_float8(
     copied = up is not None and gains is None
     up_out = torch.empty(rows, rank, dtype=dtype, device=device) if copied else None
     words, whole = words_of(packed, bits)
-    multiplier = 2 if doubled else 1
-    span = triton.cdiv(cols, triton.cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
-    units_kernel[(triton.cdiv(rows, UNITS["ROWS"]), triton.cdiv(cols, span * 8))](
-        out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains,
-        rows, cols, span, words.shape[1], exponent.shape[1], wide, fixed_offset * multiplier,
-        0 if up is None else up.shape[1], worth, 0x3F800000,
-        BITS=bits, WHOLE=whole, GROUP=group, STORED=offset is not None, MULTIPLIER=multiplier,
-        BIAS=bias is not None, BRANCH="none" if up is None else "append" if gains is not None else "copy",
-        RANK=rank or 16, **UNITS,
+    branch = "none" if up is None else "copy" if gains is None else "append"
+    launch = _float8_expansion(
+        rows, cols, words.shape[1], exponent.shape[1], wide, 0 if up is None else up.shape[1], rank, bits,
+        whole, group, offset is not None, 2 if doubled else 1, fixed_offset, worth, bias is not None, branch,
     )  # fmt: skip
+    launch(out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains)
     return out, col_scale, bias_out, up_out
+
+
+@kept
+def _float8_expansion(
+    rows: int, cols: int, row_words: int, groups: int, wide: int, rank: int, padded: int, bits: int,
+    whole: bool, group: int, stored: bool, multiplier: int, fixed_offset: float, worth: float, bias: bool,
+    branch: str,
+) -> Launch:  # fmt: skip
+    span = cdiv(cols, cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
+    fixed = fixed_offset * multiplier
+    numbers = (rows, cols, span, row_words, groups, wide, fixed, rank, worth, 0x3F800000)
+    constants = {
+        "BITS": bits, "WHOLE": whole, "GROUP": group, "STORED": stored, "MULTIPLIER": multiplier,
+        "BIAS": bias, "BRANCH": branch, "RANK": padded or 16, **UNITS,
+    }  # fmt: skip
+    return Launch(units_kernel, (cdiv(rows, UNITS["ROWS"]), cdiv(cols, span * 8)), numbers, constants)
 
 
 def has_copy_engine(x: Tensor) -> bool:
     """Whether the device copies tiles by descriptor (Hopper and later)."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9
+    return x.is_cuda and _capability(x.device)[0] >= 9
 
 
 def linear_tile(tokens: int, kind: torch.dtype, tma: bool) -> dict[str, int]:
@@ -280,27 +166,34 @@ def linear(
     (tokens, cols), outs = codes.shape, weight.shape[0]
     out = torch.empty(tokens, outs, dtype=dtype, device=codes.device)
     tma = has_copy_engine(codes) and cols % 16 == 0
-    size = linear_tile(tokens, codes.dtype, tma)
-    grid = (triton.cdiv(tokens, size["TILE_M"]) * triton.cdiv(outs, size["TILE_N"]),)
-    flags = {
-        "ZERO": row_zero is not None,
-        "RANK": 0 if projected is None else projected.shape[1],
-        "BIAS": bias is not None,
-        "PRECISION": _precision(dtype),
-        "ACCUMULATE": tl.int32 if codes.dtype == torch.int8 else tl.float32,
-    }
-    rank = 0 if up is None else up.shape[1]
-    rest = (row_scale, row_zero, col_scale, col_sum, projected, up, bias, tokens, outs, cols, rank)
+    rank = 0 if projected is None else projected.shape[1], 0 if up is None else up.shape[1]
+    flags = row_zero is not None, bias is not None, precision(dtype)
+    rest = (row_scale, row_zero, col_scale, col_sum, projected, up, bias)
+    launch = _product(tokens, outs, cols, *rank, *flags, codes.dtype, tma)
     if tma:
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
+        size = launch.constants
         left = TensorDescriptor.from_tensor(codes, [size["TILE_M"], size["TILE_K"]])
         right = TensorDescriptor.from_tensor(weight, [size["TILE_N"], size["TILE_K"]])
-        linear_tma_kernel[grid](out, left, right, *rest, **flags, **size)
+        launch(out, left, right, *rest)
     else:
-        even = cols % size["TILE_K"] == 0
-        linear_kernel[grid](out, codes, weight, *rest, **flags, EVEN=even, **size)
+        launch(out, codes, weight, *rest)
     return out
+
+
+@kept
+def _product(
+    tokens: int, outs: int, cols: int, padded: int, rank: int, zero: bool, bias: bool, precision: str,
+    kind: torch.dtype, tma: bool,
+) -> Launch:  # fmt: skip
+    size = linear_tile(tokens, kind, tma)
+    constants = {
+        "ZERO": zero, "RANK": padded, "BIAS": bias, "PRECISION": precision,
+        "ACCUMULATE": tl.int32 if kind == torch.int8 else tl.float32, **size,
+    }  # fmt: skip
+    if not tma:
+        constants["EVEN"] = cols % size["TILE_K"] == 0
+    grid = cdiv(tokens, size["TILE_M"]) * cdiv(outs, size["TILE_N"]), 1
+    return Launch(linear_tma_kernel if tma else linear_kernel, grid, (tokens, outs, cols, rank), constants)
 
 
 def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
@@ -308,7 +201,7 @@ def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> boo
     if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
         return False
     fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0
-    return fits and torch.cuda.get_device_capability(codes.device) in VENDOR_PRODUCT
+    return fits and _capability(codes.device) in VENDOR_PRODUCT
 
 
 def vendor_linear(
@@ -328,7 +221,7 @@ def vendor_linear(
     product added in place, rounded to `dtype` a second time.
     """
     y = torch._scaled_mm(
-        codes, weight.t(), scale_a=row_scale[:, None], scale_b=col_scale[None, :],
+        codes, weight.t(), scale_a=row_scale.unsqueeze(1), scale_b=col_scale.unsqueeze(0),
         bias=bias if bias is None else bias.to(dtype), out_dtype=dtype, use_fast_accum=True,
     )  # fmt: skip
     if projected is not None and up is not None:
@@ -350,25 +243,44 @@ def gemv(
     """Multiply few tokens [tokens, cols], of 16 bits, with packed rows: [tokens, outs]."""
     (tokens, cols), outs = x.shape, packed.shape[0]
     out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
-    codes, alone = CODES_PER_SLOT[bits], tokens == 1
-    slots, size = cols // codes, dict(GEMV_ALONE[bits] if alone else GEMV[bits])
-    size["TOKENS"] = 8 if tokens <= 8 else 16
-    blocks = triton.cdiv(tokens, size["TOKENS"])
+    codes = CODES_PER_SLOT[bits]
     words = packed.view(torch.int32 if bits == 3 else torch.int16)
+    shape = (tokens, outs, cols // codes, words.shape[1], scale.shape[1])
+    per = 0 if group >= cols else group // codes
+    arrange, multiply = _few_token_launches(
+        *shape, bits, per, offset is not None, fixed_offset, bias is not None, x.is_cuda
+    )
     source = x
-    if not alone:
-        source = torch.empty(codes, blocks * size["TOKENS"], slots, dtype=x.dtype, device=x.device)
-        arrange_kernel[(triton.cdiv(slots, 16), blocks)](
-            source, x, tokens, cols, slots, BITS=bits, CODES=codes, TOKENS=size["TOKENS"], SLOTS=16
-        )
-    gemv_kernel[(triton.cdiv(outs, size["ROWS"]), blocks)](
-        out, source, words, scale, offset, bias, tokens, outs, slots, words.shape[1], scale.shape[1],
-        BITS=bits, CODES=codes, PER=0 if group >= cols else group // codes, STORED=offset is not None,
-        OFFSET=fixed_offset, BIAS=bias is not None, ALONE=alone, NATIVE=x.is_cuda,
-        SLOTS=SLOTS_AT_ONCE[bits], STAGES=size["num_stages"], **size,
-    )  # fmt: skip
+    if arrange is not None:
+        rows = arrange.grid[1] * arrange.constants["TOKENS"]
+        source = torch.empty(codes, rows, cols // codes, dtype=x.dtype, device=x.device)
+        arrange(source, x)
+    multiply(out, source, words, scale, offset, bias)
     return out
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "ieee" if dtype == torch.float32 else "same"
+@kept
+def _few_token_launches(
+    tokens: int, outs: int, slots: int, row_words: int, groups: int, bits: int, per: int, stored: bool,
+    fixed_offset: float, bias: bool, native: bool,
+) -> tuple[Launch | None, Launch]:  # fmt: skip
+    """Sort inputs by code (not one token's), and multiply."""
+    codes, alone = CODES_PER_SLOT[bits], tokens == 1
+    size = dict(GEMV_ALONE[bits] if alone else GEMV[bits])
+    size["TOKENS"] = 8 if tokens <= 8 else 16
+    blocks = cdiv(tokens, size["TOKENS"])
+    arrange = None
+    if not alone:
+        each = {"BITS": bits, "CODES": codes, "TOKENS": size["TOKENS"], "SLOTS": 16}
+        arrange = Launch(arrange_kernel, (cdiv(slots, 16), blocks), (tokens, slots * codes, slots), each)
+    constants = {
+        "BITS": bits, "CODES": codes, "PER": per, "STORED": stored, "OFFSET": fixed_offset, "BIAS": bias,
+        "ALONE": alone, "NATIVE": native, "SLOTS": SLOTS_AT_ONCE[bits], "STAGES": size["num_stages"], **size,
+    }  # fmt: skip
+    numbers = (tokens, outs, slots, row_words, groups)
+    return arrange, Launch(gemv_kernel, (cdiv(outs, size["ROWS"]), blocks), numbers, constants)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

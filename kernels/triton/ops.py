@@ -1,18 +1,73 @@
-"""The kernels as torch custom ops: what `torch.compile` and CUDA graphs see of them.
+"""The kernels as torch custom ops: what `torch.compile`, fake tensors and dispatch modes see of them.
 
 Each has a fake implementation that knows shapes and types only. Scratch is what an op returns or allocates:
-it comes from torch's allocator and is reused by the next layer.
+it comes from torch's allocator and is reused by the next layer. Where nothing looks on, a call goes past
+torch's dispatcher, which takes longer to get to a body than most bodies take.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
 import torch
 from torch import Tensor
+from torch._C import _is_tracing, _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
 
-from harness.kernels.triton import launch
+from harness.kernels.triton import inputs, launch
+
+PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
+"""What the arguments are when no tensor among them is of a subclass."""
 
 
-@torch.library.custom_op("harness::expand", mutates_args=())
+class Op(Protocol):
+    """What a function becomes that is made an op."""
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the same arguments answer for it where tensors have shapes alone."""
+
+
+def unobserved(args: tuple[Any, ...]) -> bool:
+    """Whether calling an op with these arguments is calling its body.
+
+    Not so for what compiles or traces, for dispatch modes, transforms of `torch.func` and tensors of a
+    subclass: they have to see the op. Gradients are no concern of the ops (see `dispatch.road_of`).
+    """
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or _is_tracing():
+        return False
+    return peek_interpreter_stack() is None and PLAIN.issuperset(map(type, args))
+
+
+def custom_op(
+    bare: Callable[..., Any] | None = None, *, mutated: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Op]:
+    """Make a function `harness::` and its name: the op when called, its body alone where that is the same.
+
+    Args:
+        bare: called instead of the body: as it, but returning None for what an op has to return empty.
+        mutated: names of the arguments that are written to.
+    """
+
+    def made(body: Callable[..., Any]) -> Op:
+        op = torch.library.custom_op(f"harness::{body.__name__}", body, mutates_args=mutated)
+        direct = bare or body
+
+        @functools.wraps(body)
+        def call(*args: Any) -> Any:
+            return direct(*args) if unobserved(args) else op(*args)
+
+        call.register_fake = op.register_fake  # type: ignore[attr-defined]
+        return cast(Op, call)
+
+    return made
+
+
+@custom_op()
 def expand(
     packed: Tensor,
     bits: int,
@@ -43,7 +98,7 @@ def _(
     return packed.new_empty(packed.shape[0], cols, dtype=dtype)
 
 
-@torch.library.custom_op("harness::expand_rows", mutates_args={"out"})
+@custom_op(mutated=("out",))
 def expand_rows(
     out: Tensor,
     rows_of: Tensor,
@@ -72,7 +127,7 @@ def _(
     return None
 
 
-@torch.library.custom_op("harness::quantize_tokens", mutates_args=())
+@custom_op()
 def quantize_tokens(
     x: Tensor,
     bits: int,
@@ -85,7 +140,7 @@ def quantize_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize tokens [tokens, cols], see `quantize_kernel`: codes, row_scale, row_zero (else empty)."""
     given = None if lo is None or hi is None else (lo, hi)
-    codes, row_scale, row_zero = launch.quantize(
+    codes, row_scale, row_zero = inputs.quantize(
         x, bits, grid, group=group, largest_k=largest_k, smooth=smooth, given=given
     )
     return codes, row_scale, row_scale.new_empty(0) if row_zero is None else row_zero
@@ -98,16 +153,16 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     row = x.new_empty(x.shape[0], dtype=torch.float32)
     zeros = x.shape[0] if grid == "asymmetric" and bits == 8 else 0
-    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, row.new_empty(zeros)
+    return x.new_empty(x.shape, dtype=inputs.code_type(grid)), row, row.new_empty(zeros)
 
 
-@torch.library.custom_op("harness::quantize_projected", mutates_args=())
+@custom_op()
 def quantize_projected(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
     append: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Quantize tokens to groups of two-level scales and project them, see `launch.quantize_projected`."""
-    return launch.quantize_projected(
+    """Quantize tokens to groups of two-level scales and project them, see `inputs.quantize_projected`."""
+    return inputs.quantize_projected(
         x, bits, grid, down, group=group, largest_k=largest_k, smooth=smooth, append=append
     )
 
@@ -117,15 +172,26 @@ def _(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
     append: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (tokens, cols), rank = x.shape, launch.padded_rank(down)
+    (tokens, cols), rank = x.shape, inputs.padded_rank(int(down.shape[0]))
     row = x.new_empty(tokens, dtype=torch.float32)
     if append:
         gains = x.new_empty(rank, dtype=torch.float32)
-        return x.new_empty(tokens, cols + 4 * rank, dtype=launch.code_type(grid)), row, gains
-    return x.new_empty(x.shape, dtype=launch.code_type(grid)), row, x.new_empty(tokens, rank)
+        return x.new_empty(tokens, cols + 4 * rank, dtype=inputs.code_type(grid)), row, gains
+    return x.new_empty(x.shape, dtype=inputs.code_type(grid)), row, x.new_empty(tokens, rank)
 
 
-@torch.library.custom_op("harness::expand_float8", mutates_args=())
+def _expand_float8(
+    packed: Tensor, bits: int, cols: int, exponent: Tensor, group: int, row_scale: Tensor, worth: float,
+    offset: Tensor | None, fixed_offset: float, doubled: bool, bias: Tensor | None, up: Tensor | None,
+    gains: Tensor | None, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    return launch.expand_float8(
+        packed, bits, cols, exponent, group, row_scale, worth=worth, offset=offset, fixed_offset=fixed_offset,
+        doubled=doubled, bias=bias, up=up, gains=gains, dtype=dtype,
+    )  # fmt: skip
+
+
+@custom_op(_expand_float8)
 def expand_float8(
     packed: Tensor,
     bits: int,
@@ -145,12 +211,12 @@ def expand_float8(
     """Expand packed codes to float8 units, see `units_kernel`.
 
     Returns:
-        units, col_scale, and `bias` and `up` in `dtype` (empty where there are none; with `gains` `up` is
-        part of the units).
+        units, col_scale, and `bias` and `up` in `dtype` (None or empty where there are none; with `gains`
+        `up` is part of the units).
     """
-    units, col_scale, bias_out, up_out = launch.expand_float8(
-        packed, bits, cols, exponent, group, row_scale, worth=worth, offset=offset, fixed_offset=fixed_offset,
-        doubled=doubled, bias=bias, up=up, gains=gains, dtype=dtype,
+    units, col_scale, bias_out, up_out = _expand_float8(
+        packed, bits, cols, exponent, group, row_scale, worth, offset, fixed_offset, doubled, bias, up, gains,
+        dtype,
     )  # fmt: skip
     none = col_scale.new_empty(0, dtype=dtype)
     return (
@@ -168,7 +234,7 @@ def _(
     gains: Tensor | None, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     rows = packed.shape[0]
-    rank = 0 if up is None else launch.padded_rank(up.T)
+    rank = 0 if up is None else inputs.padded_rank(int(up.shape[1]))
     return (
         packed.new_empty(rows, cols if gains is None else cols + 4 * rank, dtype=torch.float8_e4m3fn),
         packed.new_empty(rows, dtype=torch.float32),
@@ -177,18 +243,18 @@ def _(
     )
 
 
-@torch.library.custom_op("harness::project", mutates_args=())
+@custom_op()
 def project(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
-    """Down-project tokens [tokens, cols] to [tokens, `launch.padded_rank`], in the type of `x`."""
-    return launch.project(x, down, smooth).sum(dim=0).to(x.dtype)
+    """Down-project tokens [tokens, cols] to [tokens, `inputs.padded_rank`], in the type of `x`."""
+    return inputs.project(x, down, smooth).sum(dim=0).to(x.dtype)
 
 
 @project.register_fake
 def _(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], launch.padded_rank(down))
+    return x.new_empty(x.shape[0], inputs.padded_rank(int(down.shape[0])))
 
 
-@torch.library.custom_op("harness::scaled_linear", mutates_args=())
+@custom_op()
 def scaled_linear(
     codes: Tensor,
     weight: Tensor,
@@ -223,7 +289,7 @@ def _(
     return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("harness::gemv", mutates_args=())
+@custom_op()
 def gemv(
     x: Tensor,
     packed: Tensor,

@@ -171,27 +171,32 @@ def quantize_kernel(
         scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
         scale = tl.where(scale == 0.0, 1.0, scale)
         code = grouped_codes(
-            values,
-            scale,
-            top,
-            GRID,
-            largest,
-            GROUP,
-            LARGEST_K,
-            codes.dtype.element_ty,
-            not SMOOTH,
-            TOKENS,
-            COLS,
-        )
+            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH,
+            TOKENS, COLS,
+        )  # fmt: skip
     tl.store(row_scale + token, scale + poison, mask=here)
     target = codes + token.to(tl.int64)[:, None] * out_stride + col[None, :]
     tl.store(target, code.to(codes.dtype.element_ty), mask=inside)
 
 
 @triton.jit
+def places_in(scratch, tokens, cols, parts, RANK: tl.constexpr):
+    """Return where in float32 scratch `project_kernel` puts what: the numbers of `scratch_size`.
+
+    In this order all but the last begin at multiples of 16 bytes whatever the number of tokens.
+
+    Returns:
+        partial [parts, tokens, RANK], norms [parts, RANK], inverses [cols], peaks [parts, tokens].
+    """
+    norms = scratch + tl.cast(tokens, tl.int64) * parts * RANK
+    inverses = norms + parts * RANK
+    return scratch, norms, inverses, inverses + cols
+
+
+@triton.jit
 def project_kernel(
-    partial, peaks, norms, inverses, x, smooth, down,
-    tokens, cols, x_stride, span, room, rank,
+    scratch, x, smooth, down,
+    tokens, cols, x_stride, span, rank,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
     ASIDE: tl.constexpr,
     TOKENS: tl.constexpr, COLS: tl.constexpr,
@@ -199,22 +204,22 @@ def project_kernel(
     """Low-rank down-projection `x / smooth @ down.T`, and the tokens' magnitudes, in parts of the channels.
 
     Args:
-        partial: float32 [parts, room, RANK], the second axis of the grid being the part: summed by whoever
-            reads it, in order, so that the result is the same every time. Zero from `rank` on: a tensor core
-            multiplies no fewer than 16, and blocks have powers of two.
-        peaks: float32 [parts, room], largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
-        norms: float32 [parts, RANK], sum of the magnitudes of each row of `down`; with `ASIDE`, for which the
-            grid has one block of tokens more.
-        inverses: float32 [cols], `1 / smooth`; with `ASIDE`, too.
+        scratch: float32, see `places_in`; the second axis of the grid is the part.
+            partial: summed by whoever reads it, in order, so that the result is the same every time. Zero
+            from `rank` on: a tensor core multiplies no fewer than 16, and blocks have powers of two.
+            peaks: largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
+            norms: sum of the magnitudes of each row of `down`; with `ASIDE`, for which the grid has one block
+            of tokens more.
+            inverses: `1 / smooth`; with `ASIDE`, too.
         x: [tokens, cols], rows `x_stride` apart.
         smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
         down: float16 [rank, cols].
         span: channels per part, a multiple of COLS.
-        room: tokens that `partial` and `peaks` have room for.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
     direction = tl.arange(0, RANK)
+    partial, norms, inverses, peaks = places_in(scratch, tokens, cols, tl.num_programs(1), RANK)
     first = tl.program_id(1) * span
     last = tl.minimum(first + span, cols)
     if ASIDE and tl.program_id(0) * TOKENS >= tokens:
@@ -249,18 +254,18 @@ def project_kernel(
                 product = tl.dot(values.to(tl.float32), factor, product, input_precision="ieee")
             else:
                 product = tl.dot(values, factor.to(values.dtype), product)
-        where = (tl.program_id(1).to(tl.int64) * room + token)[:, None] * RANK + direction[None, :]
+        where = (tl.program_id(1).to(tl.int64) * tokens + token)[:, None] * RANK + direction[None, :]
         tl.store(partial + where, product, mask=here[:, None])
         if PEAKS:
             # A maximum loses a NaN; a sum of products does not.
             poison = tl.sum(product - product, axis=1)
-            tl.store(peaks + tl.program_id(1).to(tl.int64) * room + token, peak + poison, mask=here)
+            tl.store(peaks + tl.program_id(1).to(tl.int64) * tokens + token, peak + poison, mask=here)
 
 
 @triton.jit
 def scaled_kernel(
-    codes, row_scale, projected, gains, x, partial, peaks, norms, inverses,
-    tokens, cols, x_stride, out_stride, room,
+    codes, row_scale, projected, gains, x, scratch,
+    tokens, cols, x_stride, out_stride,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
     APPEND: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
@@ -275,13 +280,11 @@ def scaled_kernel(
         projected: [tokens, RANK], the sum of `partial`; without `APPEND`.
         gains: float32 [RANK], see `gain_of`; with `APPEND`.
         x: [tokens, cols], rows `x_stride` apart.
-        partial: float32 [PARTS, room, RANK].
-        peaks: float32 [PARTS, room].
-        norms: float32 [PARTS, RANK], with `APPEND`.
-        inverses: float32 [cols], what x is multiplied by; with `SMOOTH`.
-        room: tokens that `partial` and `peaks` have room for.
+        scratch: float32, see `places_in`: norms with `APPEND`; inverses, what x is multiplied by, with
+            `SMOOTH`.
         PARTS_HELD: a power of two, at least PARTS.
     """
+    partial, norms, inverses, peaks = places_in(scratch, tokens, cols, PARTS, RANK)
     # Backwards: what was read last is still in the cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     token = block * TOKENS + tl.arange(0, TOKENS)
@@ -294,7 +297,7 @@ def scaled_kernel(
         values *= tl.load(inverses + col, mask=col < cols, other=1.0)[None, :]
     part = tl.arange(0, PARTS_HELD)
     found = tl.load(
-        peaks + part[None, :] * tl.cast(room, tl.int64) + token[:, None],
+        peaks + part[None, :] * tl.cast(tokens, tl.int64) + token[:, None],
         mask=here[:, None] & (part < PARTS)[None, :],
         other=0.0,
     )
@@ -304,30 +307,17 @@ def scaled_kernel(
     largest: tl.constexpr = (1 << (BITS - 1)) - 1
     scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
     scale = tl.where(scale == 0.0, 1.0, scale)
-    tl.store(
-        codes + token.to(tl.int64)[:, None] * out_stride + col[None, :],
-        grouped_codes(
-            values,
-            scale,
-            top,
-            GRID,
-            largest,
-            GROUP,
-            LARGEST_K,
-            codes.dtype.element_ty,
-            not SMOOTH,
-            TOKENS,
-            COLS,
-        ),
-        mask=inside,
-    )
+    code = grouped_codes(
+        values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH, TOKENS, COLS,
+    )  # fmt: skip
+    tl.store(codes + token.to(tl.int64)[:, None] * out_stride + col[None, :], code, mask=inside)
     if tl.program_id(1) == 0:
         tl.store(row_scale + token, scale + (top - top), mask=here)
         direction = tl.arange(0, RANK)
         where = token.to(tl.int64)[:, None] * RANK + direction[None, :]
         total = tl.zeros((TOKENS, RANK), tl.float32)
         for index in tl.static_range(PARTS):
-            each = partial + index * tl.cast(room, tl.int64) * RANK + where
+            each = partial + index * tl.cast(tokens, tl.int64) * RANK + where
             total += tl.load(each, mask=here[:, None], other=0.0)
         if APPEND:
             norm = tl.zeros((RANK,), tl.float32)

@@ -18,7 +18,7 @@ from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton import expand, gemm, gemv, quantize
 
 FLOAT8_FROM = 89
-SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "room", "groups"}
+SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "groups"}
 """Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
 
 Case = tuple[Any, dict[str, str], dict[str, Any], int]
@@ -78,10 +78,9 @@ def quantizations(arch: int) -> Iterator[Case]:
                 yield from after_projection(grid, codes, x, constants["LARGEST_K"])
     for x, both in (("bf16", True), ("fp16", False), ("fp32", True)):
         signature = {
-            "partial": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
-            "room": "i32", "rank": "i32", **sizes,
+            "scratch": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
+            "rank": "i32", **sizes,
         }  # fmt: skip
-        signature |= {"peaks": "*fp32", "norms": "*fp32", "inverses": "*fp32"} if both else {}
         precision = "ieee" if x == "fp32" else "same"
         constants = {
             "SMOOTH": True, "RANK": 32, "PRECISION": precision, "PEAKS": both, "ASIDE": both, "TOKENS": 64,
@@ -94,9 +93,8 @@ def after_projection(grid: str, codes: str, x: str, largest_k: int) -> Iterator[
     """Quantization with the tokens' magnitudes known, the projection beside the codes or among them."""
     for append in (False, True) if grid == "e8m0" else (False,):
         signature = {
-            "codes": f"*{codes}", "row_scale": "*fp32", "x": f"*{x}", "partial": "*fp32", "peaks": "*fp32",
-            "norms": "*fp32", "inverses": "*fp32", "tokens": "i32", "cols": "i32", "x_stride": "i32",
-            "out_stride": "i32", "room": "i32",
+            "codes": f"*{codes}", "row_scale": "*fp32", "x": f"*{x}", "scratch": "*fp32", "tokens": "i32",
+            "cols": "i32", "x_stride": "i32", "out_stride": "i32",
         }  # fmt: skip
         signature |= {"gains": "*fp32"} if append else {"projected": f"*{x}"}
         constants = {

@@ -37,12 +37,12 @@ def call_of(recipe: Recipe) -> dict[str, Any]:
 @pytest.fixture
 def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU take the GPU's roads, with kernels that return tensors of the right shape."""
-    from harness.kernels.triton import launch
+    from harness.kernels.triton import inputs, launch
 
     def quantize_projected(x: Tensor, bits: int, grid: str, down: Tensor, **_: Any) -> tuple[Tensor, ...]:
-        rank = launch.padded_rank(down)
+        rank = inputs.padded_rank(len(down))
         return (
-            torch.zeros(x.shape, dtype=launch.code_type(grid)),
+            torch.zeros(x.shape, dtype=inputs.code_type(grid)),
             torch.zeros(len(x)),
             x.new_zeros(len(x), rank),
         )
@@ -63,11 +63,12 @@ def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         dtype: torch.dtype,
         **__: Any,
     ) -> tuple[Tensor, ...]:
-        rows, rank = len(packed), launch.padded_rank(up.T)
+        rows, rank = len(packed), inputs.padded_rank(up.shape[1])
         units = torch.zeros(rows, cols, dtype=torch.float8_e4m3fn)
         return units, torch.zeros(rows), bias.to(dtype), torch.zeros(rows, rank, dtype=dtype)
 
-    for made in (quantize_projected, expand_float8, linear, gemv):
+    monkeypatch.setattr(inputs, "quantize_projected", quantize_projected)
+    for made in (expand_float8, linear, gemv):
         monkeypatch.setattr(launch, made.__name__, made)
     monkeypatch.setattr(dispatch, "INTERPRETED", True)
 
@@ -86,6 +87,9 @@ def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
 
     torch._dynamo.reset()
     with torch.no_grad(), dispatch.use_backend("triton"):
+        ahead = denoiser.single_transformer_blocks[1].proj_mlp
+        ahead(torch.zeros(1, ahead.in_features, dtype=BF16))
+        assert ahead.plan is not None  # which is no reason for a graph of its own
         denoiser.compile_repeated_blocks(fullgraph=True, backend=count)
         denoiser(**call_of(recipe))
     torch._dynamo.reset()

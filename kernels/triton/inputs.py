@@ -1,0 +1,159 @@
+"""Launching the kernels that read activations: quantizing tokens, projecting them, both at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
+from harness.kernels.triton.ready import Launch, cdiv, kept, next_power_of_2
+
+PARTS = 8
+"""Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
+PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
+SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
+"""How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
+
+
+def padded_rank(rank: int) -> int:
+    """Return how many directions a projection is held with: a power of two, and enough for a tensor core."""
+    return max(16, next_power_of_2(rank))
+
+
+def code_type(grid: str) -> torch.dtype:
+    """Return what the codes of a grid of activations are held in."""
+    return torch.float8_e4m3fn if grid == "e8m0" else torch.int8
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return how a kernel multiplies operands of a type."""
+    return "ieee" if dtype == torch.float32 else "same"
+
+
+def quantize(
+    x: Tensor,
+    bits: int,
+    grid: str,
+    *,
+    group: int = 64,
+    largest_k: int = 1,
+    smooth: Tensor | None = None,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Quantize tokens [tokens, cols]: codes, row_scale, row_zero or None."""
+    tokens, cols = x.shape
+    codes = torch.empty(tokens, cols, dtype=code_type(grid), device=x.device)
+    row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    row_zero = torch.empty_like(row_scale) if grid == "asymmetric" and bits == 8 else None
+    lo, hi = given or (None, None)
+    per_range = 1 if lo is None else tokens // lo.numel()
+    launch = _quantization(
+        tokens, cols, x.stride(0), per_range, bits, grid, given is not None, group, largest_k,
+        smooth is not None,
+    )  # fmt: skip
+    launch(codes, row_scale, row_zero, x, smooth, lo, hi)
+    return codes, row_scale, row_zero
+
+
+@kept
+def _quantization(
+    tokens: int, cols: int, x_stride: int, tokens_per_range: int, bits: int, grid: str, given: bool,
+    group: int, largest_k: int, smooth: bool,
+) -> Launch:  # fmt: skip
+    wide = next_power_of_2(cols)
+    block = max(1, 4096 // wide)
+    numbers = (tokens, cols, x_stride, cols, tokens_per_range)
+    constants = {
+        "BITS": bits, "GRID": grid, "GIVEN": given, "GROUP": group, "LARGEST_K": largest_k, "SMOOTH": smooth,
+        "TOKENS": block, "COLS": wide, "num_warps": 8 if wide > 4096 else 4,
+    }  # fmt: skip
+    return Launch(quantize_kernel, (cdiv(tokens, block), 1), numbers, constants)
+
+
+def parts_of(cols: int) -> tuple[int, int]:
+    """Return into how many parts channels are cut, and how many channels a part has."""
+    span = cdiv(cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
+    return cdiv(cols, span), span
+
+
+def scratch_size(tokens: int, cols: int, rank: int) -> int:
+    """Return how many numbers a projection leaves for quantizing, see `places_in` of the kernels."""
+    parts, _ = parts_of(cols)
+    return parts * (tokens * rank + rank + tokens) + cols
+
+
+def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
+    """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank], to be summed."""
+    parts, _ = parts_of(x.shape[1])
+    partial = torch.empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32, device=x.device)
+    _project(x, down, smooth, partial, aside=False)
+    return partial
+
+
+def _project(x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, aside: bool) -> None:
+    """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
+    tokens, cols = x.shape
+    kind = precision(x.dtype)
+    launch = _projection(tokens, cols, x.stride(0), down.shape[0], smooth is not None, kind, aside)
+    launch(scratch, x, smooth, down)
+
+
+@kept
+def _projection(
+    tokens: int, cols: int, x_stride: int, rank: int, smooth: bool, precision: str, aside: bool
+) -> Launch:
+    parts, span = parts_of(cols)
+    constants = {
+        "SMOOTH": smooth, "RANK": padded_rank(rank), "PRECISION": precision, "PEAKS": aside, "ASIDE": aside,
+        **PROJECT,
+    }  # fmt: skip
+    grid = cdiv(tokens, PROJECT["TOKENS"]) + aside, parts
+    return Launch(project_kernel, grid, (tokens, cols, x_stride, span, rank), constants)
+
+
+def quantize_projected(
+    x: Tensor,
+    bits: int,
+    grid: str,
+    down: Tensor,
+    *,
+    group: int = 64,
+    largest_k: int = 1,
+    smooth: Tensor | None = None,
+    append: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize tokens to groups of two-level scales, and project.
+
+    Returns:
+        codes, row_scale, and `projected` [tokens, rank] in the type of `x`; with `append` the projection in
+        further columns of codes instead, and the directions' gains (see `scaled_kernel`).
+    """
+    (tokens, cols), rank = x.shape, padded_rank(down.shape[0])
+    wide = cols + 4 * rank if append else cols
+    codes = torch.empty(tokens, wide, dtype=code_type(grid), device=x.device)
+    row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
+    gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
+    scratch = torch.empty(scratch_size(tokens, cols, rank), dtype=torch.float32, device=x.device)
+    _project(x, down, smooth, scratch, aside=True)
+    launch = _quantization_of_parts(
+        tokens, cols, x.stride(0), wide, bits, grid, group, largest_k, smooth is not None, rank, append
+    )
+    launch(codes, row_scale, projected, gains, x, scratch)
+    last = gains if projected is None else projected
+    assert last is not None
+    return codes, row_scale, last
+
+
+@kept
+def _quantization_of_parts(
+    tokens: int, cols: int, x_stride: int, out_stride: int, bits: int, grid: str, group: int, largest_k: int,
+    smooth: bool, rank: int, append: bool,
+) -> Launch:  # fmt: skip
+    parts, _ = parts_of(cols)
+    constants = {
+        "BITS": bits, "GRID": grid, "GROUP": group, "LARGEST_K": largest_k, "SMOOTH": smooth, "RANK": rank,
+        "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": append, **SCALED,
+    }  # fmt: skip
+    blocks = cdiv(tokens, SCALED["TOKENS"]), cdiv(cols, SCALED["COLS"])
+    return Launch(scaled_kernel, blocks, (tokens, cols, x_stride, out_stride), constants)

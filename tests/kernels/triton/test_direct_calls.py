@@ -1,0 +1,158 @@
+"""Kernels called past torch's dispatcher: what they compute, when they are, and with which tensors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.kernels import dispatch
+from harness.kernels.activations import ActQuantizer
+from harness.kernels.branch import LowRankBranch
+from harness.kernels.layers import PackedLinear
+from harness.kernels.quantizers.uniform import quantize_uniform
+from harness.kernels.weights import UniformWeight
+
+pytestmark = pytest.mark.skipif(
+    not dispatch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
+)
+ROADS = ["int8", "int8 tokens", "fp8", "fp8 appended", "gemv", "expand"]
+OPS = {
+    "int8": ["quantize_projected", "expand", "scaled_linear"],
+    "int8 tokens": ["quantize_tokens", "project", "expand", "scaled_linear"],
+    "fp8": ["quantize_projected", "expand_float8", "scaled_linear"],
+    "fp8 appended": ["quantize_projected", "expand_float8", "scaled_linear"],
+    "gemv": ["gemv"],
+    "expand": ["expand"],
+}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(bits: int, group: int | None, scales: str = "float", seed: int = 0) -> UniformWeight:
+    codes = quantize_uniform(
+        normal(20, 128, seed=seed), bits, grid="narrow", group=group, scale_format=scales
+    )
+    return UniformWeight.pack(codes, bits, "narrow", group)
+
+
+def layer_of(road: str, seed: int = 0) -> PackedLinear:
+    parts: dict[str, Any] = {"bias": normal(20, seed=seed + 1)}
+    if road in {"gemv", "expand"}:
+        return PackedLinear(uniform(4, 64, seed=seed), **parts)
+    parts["branch"] = LowRankBranch(0.1 * normal(5, 128, seed=seed + 2), 0.3 * normal(20, 5, seed=seed + 3))
+    parts["smooth"] = normal(128, seed=seed + 4).abs() + 0.5
+    if road == "int8 tokens":
+        return PackedLinear(uniform(3, None, seed=seed), act=ActQuantizer(8), **parts)
+    scales = "integer" if road == "int8" else "e8m0"
+    act = ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
+    return PackedLinear(uniform(4, 64, scales, seed), act=act, **parts)
+
+
+def input_of(road: str) -> Tensor:
+    return normal(4, 128, seed=6).to(torch.float16 if road == "gemv" else torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _the_kernels(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    road = getattr(request.node, "callspec", None)
+    if road is not None and road.params.get("road") == "fp8 appended":
+        monkeypatch.setattr(dispatch, "appends_branch", lambda *_: True)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        yield
+
+
+class Seen(TorchDispatchMode):
+    """The ops of this package that a dispatch mode gets to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "harness":
+            self.names.append(func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_values_are_those_of_the_ops(road: str) -> None:
+    layer, x = layer_of(road), input_of(road)
+    y = layer(x)
+    with Seen() as seen:
+        through = layer(x)
+    assert seen.names == OPS[road]
+    assert layer.road_taken == road.split(maxsplit=1)[0]
+    assert torch.equal(y, through)
+    with torch.inference_mode():
+        assert torch.equal(layer(x), y)
+    with torch.enable_grad(), torch.autocast("cpu", enabled=road != "expand"):  # which is torch's product
+        assert torch.equal(layer(x), y)
+
+
+def test_nothing_of_the_dispatcher_is_in_between() -> None:
+    layer, x = layer_of("fp8"), input_of("fp8")
+    with profile() as taken:
+        layer(x)
+    assert not [event.name for event in taken.events() if "harness" in event.name]
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_fake_tensors_meet_the_ops_fakes(road: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels.triton.ready import Launch
+
+    layer, x = layer_of(road), input_of(road)
+    y = layer(x)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    outside = layer(mode.from_tensor(x))  # the weight is there, and expanded
+    monkeypatch.setattr(Launch, "__call__", lambda *_: pytest.fail("a kernel was launched"))
+    with mode:
+        inside = layer(mode.from_tensor(x))
+    for fake in (inside, outside):
+        assert isinstance(fake, FakeTensor)
+        assert (fake.shape, fake.dtype) == (y.shape, y.dtype)
+
+
+def test_transforms_and_traces_meet_the_ops() -> None:
+    from harness.kernels.triton import ops
+
+    x, found = torch.ones(2, 3), []
+
+    def look(x: Tensor) -> Tensor:
+        found.append(ops.unobserved((x, 1, None, torch.float32)))
+        return x * 2
+
+    look(x)
+    torch.func.vmap(look)(x)
+    torch.func.grad(lambda x: look(x).sum())(x)
+    torch.jit.trace(look, (x,), check_trace=False)
+    torch.fx.experimental.proxy_tensor.make_fx(look)(x)
+    assert found == [True, False, False, False, False]
+    assert not ops.unobserved((x, torch.nn.Buffer(x), FakeTensorMode().from_tensor(x)))
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_layer_reads_what_it_holds_at_the_time(road: str) -> None:
+    layer, other, x = layer_of(road), layer_of(road, seed=10), input_of(road)
+    first, wanted = layer(x), other(x)
+    assert not torch.equal(first, wanted)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), wanted)
+    for assigned in (layer_of(road), layer_of(road)):
+        assert torch.equal(assigned(x), first)
+    assigned.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(assigned(x), wanted)
+    swapped = layer_of(road)
+    swapped(x)
+    for mine, theirs in zip(swapped.buffers(), other.buffers(), strict=True):
+        mine.data = theirs.data.clone()  # as libraries do that move a model's tensors to and fro
+    assert torch.equal(swapped(x), wanted)
