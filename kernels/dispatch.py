@@ -111,7 +111,7 @@ class Plan(NamedTuple):
     """What a layer does with every input of one type on one device.
 
     It holds modules but none of their tensors, which may be moved or loaded anew in the meantime: those are
-    looked up in every forward.
+    looked up in every forward. Modules are replaced, not changed.
 
     Attributes:
         weight: what it was made for; as are the next four.
@@ -184,7 +184,13 @@ def _planned(layer: PackedLayer, x: Tensor) -> Plan:
 
 
 def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
-    """Run a linear layer on a road other than `reference`: [..., in] -> [..., out] in the dtype of `x`."""
+    """Run a linear layer on a road other than `reference`: [..., in] -> [..., out] in the dtype of `x`.
+
+    Raises:
+        ValueError: `x` has another number of channels, which kernels would not see.
+    """
+    if x.shape[-1] != layer.in_features:
+        raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
     tokens = x.reshape(-1, x.shape[-1])
     tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
     if road in {"int8", "fp8"}:

@@ -81,7 +81,9 @@ class PackedLayer(StoredModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies are made of: not the plan, which is of this layer's parts."""
-        return {name: value for name, value in self.__dict__.items() if name != "plan"}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("plan", None)
+        return state
 
     def road(self, x: Tensor) -> dispatch.Road:
         """Return the road the layer takes for an input, see `harness.kernels.dispatch`."""

@@ -36,9 +36,11 @@ def unobserved(args: tuple[Any, ...]) -> bool:
     """Whether calling an op with these arguments is calling its body.
 
     Not so for what compiles or traces, for dispatch modes, transforms of `torch.func` and tensors of a
-    subclass: they have to see the op. Gradients are no concern of the ops (see `dispatch.road_of`).
+    subclass: they have to see the op. Nor for tensors that are trained: an op has no gradient and says so.
     """
     if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or _is_tracing():
+        return False
+    if torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in args):
         return False
     return peek_interpreter_stack() is None and PLAIN.issuperset(map(type, args))
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 from triton import JITFunction
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+ON_CPU = -1
 MOST_LAUNCHES = 4096
 """Launches of a kind that are kept: more than the layers and input sizes of a model make."""
 
@@ -56,7 +58,8 @@ class Launch:
         """Settle a launch.
 
         Args:
-            kernel: takes its tensors, or descriptors of them, first, then numbers, then constants.
+            kernel: takes its tensors, or descriptors of them, first (one it writes before all), then numbers,
+                then constants.
             grid: programs along both axes.
             numbers: its numbers, in order.
             constants: all its constants by name, and options of the launch.
@@ -67,11 +70,15 @@ class Launch:
         self.known: dict[Any, Callable[..., None]] = {}
 
     def __call__(self, *tensors: Tensor | TensorDescriptor | None) -> None:
-        """Launch on the current device and stream, as `kernel[grid](*tensors, *numbers, **constants)`."""
+        """Launch as `kernel[grid](*tensors, *numbers, **constants)`, on the first tensor's device."""
         if not self.compiles:
             self._by_triton(tensors)
             return
-        device = driver.active.get_current_device()
+        device, place = driver.active.get_current_device(), cast(Tensor, tensors[0]).get_device()
+        if place not in {device, ON_CPU}:  # Triton launches where the process is, wherever tensors are
+            with torch.cuda.device(place):
+                self(*tensors)
+            return
         kinds = [
             (each.dtype, each.data_ptr() % 16 == 0) if isinstance(each, Tensor) else _kind_of(each)
             for each in tensors

@@ -110,6 +110,18 @@ def test_a_plan_is_neither_copied_nor_stored(layer: PackedLinear) -> None:
         assert twin.plan.weight is twin.weight
 
 
+def test_a_copy_of_a_compiled_layer_is_a_layer_of_its_own(layer: PackedLinear) -> None:
+    x = torch.ones(3, 64)
+    with torch.no_grad(), dispatch.use_backend("reference"):
+        layer.compile(backend="eager")
+        y = layer(x)
+        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            twin.weight.scale *= 2
+            twin.branch = None
+            assert not torch.equal(twin(x), y)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", ["packed", "scale", "multiplier"])
 def test_a_plan_keeps_no_tensor_alive(layer: PackedLinear, name: str) -> None:
     road(layer)

@@ -156,3 +156,22 @@ def test_a_layer_reads_what_it_holds_at_the_time(road: str) -> None:
     for mine, theirs in zip(swapped.buffers(), other.buffers(), strict=True):
         mine.data = theirs.data.clone()  # as libraries do that move a model's tensors to and fro
     assert torch.equal(swapped(x), wanted)
+
+
+@pytest.mark.parametrize("road", ["int8", "int8 tokens", "fp8", "fp8 appended"])
+def test_what_is_trained_is_not_passed_over(road: str) -> None:
+    layer = layer_of(road)
+    assert layer.bias is not None
+    layer.bias = layer.bias.float().requires_grad_()
+    with torch.enable_grad():
+        y = layer(input_of(road))
+        assert y.requires_grad
+        with pytest.raises(RuntimeError, match="no autograd formula"):
+            y.sum().backward()
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_inputs_of_another_width_are_refused(road: str) -> None:
+    for width in (64, 256):
+        with pytest.raises(ValueError, match=f"{width} channels for a layer of 128"):
+            layer_of(road)(normal(4, width).to(input_of(road).dtype))

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -25,3 +31,34 @@ def test_launches_are_those_of_triton(tmp_path: Path) -> None:
     by_arguments, of_layers = map(int, done.stdout.split())
     assert by_arguments == 64
     assert of_layers == 9  # four kernels of float8, three of int8, two of few tokens
+
+
+class Elsewhere(Tensor):
+    """Says that it lies on the second device."""
+
+    def get_device(self) -> int:
+        """Return the second device."""
+        return 1
+
+
+def test_a_launch_is_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels.triton import ready
+
+    current, launched = [0], []
+
+    @contextmanager
+    def on(device: int) -> Iterator[None]:
+        before, current[0] = current[0], device
+        yield
+        current[0] = before
+
+    active = SimpleNamespace(get_current_device=lambda: current[0])
+    monkeypatch.setattr(ready, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(torch.cuda, "device", on)
+    kernel: Any = SimpleNamespace(arg_names=[])
+    launch = ready.Launch(kernel, (1, 1), (), {})
+    launch.compiles = True
+    monkeypatch.setattr(launch, "_by_triton", lambda _: launched.append(current[0]))
+    launch(torch.ones(1).as_subclass(Elsewhere), torch.ones(1))
+    launch(torch.ones(1))
+    assert (launched, current) == ([1, 0], [0])
