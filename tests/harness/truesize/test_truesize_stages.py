@@ -106,6 +106,42 @@ def test_a_run_that_measured_nothing_replaces_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out.json").read_text() == earlier
 
 
+def finished(resumed: int) -> Callable[..., Any]:
+    counts = {"seconds": 1, "blocks": 2, "resumed": resumed}
+    return lambda *_: type("Done", (), {**counts, **QUANTIZED})
+
+
+def test_errors_and_blocks_from_disk_are_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no device")
+
+    absent = Entrant("peer", "", None)
+    broken = [Entrant(name, "", breaks) for name in ("ptq W4A8", "bf16")]
+    monkeypatch.setattr(bench, "in_own_process", breaks)
+    monkeypatch.setattr(bench, "make_image", breaks)
+    monkeypatch.setattr(bench, "entrants", lambda _: [*broken, absent])
+    handed: list[Any] = []
+    request = replace(REQUEST, folder=tmp_path, image=True)
+    for resumed, kept_something in ((2, False), (1, True)):
+        monkeypatch.setattr(bench, "quantize_true_size", finished(resumed))
+        result = bench.run_bench(request, lambda _: None, handed.append)
+        ours, _, peer = result["rows"]
+        assert (ours["memory_error"], peer["error"]) == ("no device", "not installed")
+        assert set(ours["image"]["resident"]) == {"error"}
+        assert bool(handed) is kept_something
+
+
+@pytest.mark.parametrize(
+    "found", [{"memory": {}}, {"weights_bytes": 0}, {"eager_ms": {}}, {"image": {"resident": {"ms": 1.0}}}]
+)
+def test_sizes_times_and_images_are_measurements(found: dict[str, Any]) -> None:
+    row = {"name": "bf16", "bits": "W16A16", "eager_error": "boom"}
+    assert bench.has_measured({"quantize": None, "rows": [row, {**row, **found}]})
+    assert not bench.has_measured({"quantize": None, "rows": [row]})
+
+
 def test_a_file_that_cannot_be_added_to_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,10 +300,7 @@ def test_a_stage_is_cut_short_cleanly(tmp_path: Path, monkeypatch: pytest.Monkey
         within._end = time.monotonic()
         signal.raise_signal(signal.SIGALRM)
 
-    def quantized(*_: Any) -> Any:
-        return type("Done", (), {**dict.fromkeys(("seconds", "blocks", "resumed"), 1), **QUANTIZED})
-
-    monkeypatch.setattr(bench, "quantize_true_size", quantized)
+    monkeypatch.setattr(bench, "quantize_true_size", finished(0))
     monkeypatch.setattr(bench, "in_own_process", until_the_alarm)
     result = bench.run_bench(
         replace(REQUEST, folder=tmp_path), lambda _: None, lambda r: handed.append(dict(r["stages"])), within
