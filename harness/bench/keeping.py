@@ -28,12 +28,18 @@ class KeptResult:
         if path is not None and path.exists():
             read(path)
 
-    def keep(self, section: str, content: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    def keep(
+        self,
+        section: str,
+        content: Mapping[str, Any],
+        figures: Mapping[str, Any],
+        outdates: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Write a section and headline figures, see `harness.bench.report.merge`."""
         if self._path is None:
             return
         try:
-            merge(self._path, section, content, figures)
+            merge(self._path, section, content, figures, outdates)
             self._failed = None
         except UserError as error:
             if self._failed is None:

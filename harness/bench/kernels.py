@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -350,6 +351,11 @@ def _row(
         of_floor=quartiles.median / floor,
         copies=len(one.layers),
     )
+
+
+def is_headline(name: str) -> bool:
+    """Whether a figure is one of those that `headline` returns."""
+    return re.fullmatch(r"w4a4_linear_\w+|gemv_w\d_m\d+", name) is not None
 
 
 def headline(rows: Sequence[Row]) -> dict[str, float]:

@@ -150,8 +150,9 @@ def _measure(
     """Time the layers, print the tables and write the files asked for."""
     from rich.console import Console
 
-    from harness.bench import report
     from harness.bench.keeping import KeptResult
+    from harness.bench.kernels import is_headline
+    from harness.bench.report import SECTION, UNFINISHED
 
     console = Console(stderr=True)
 
@@ -163,7 +164,12 @@ def _measure(
     def keep(content: dict[str, Any], found: Sequence[Row]) -> None:
         if not stamp:
             stamp.update(_stamp(settings, content["gpu_before"]["driver"], commit))
-        kept.keep(report.SECTION, {**stamp, **content}, {**stamp, **_figures(found, settings)})
+        section = {**stamp, **content}
+        if len(content["gpu_after_each_layer"]) < len(layers):
+            kept.keep(UNFINISHED, section, {})
+            return
+        figures = {**stamp, **_figures(found, settings)}
+        kept.keep(SECTION, section, figures, lambda key: key == UNFINISHED or is_headline(key))
 
     content, found = _run(settings, layers, keep, say)
     _print(found, settings)

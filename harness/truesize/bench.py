@@ -51,7 +51,7 @@ def run_bench(
 
 
 def has_measured(result: Mapping[str, Any]) -> bool:
-    """Whether a result holds sizes, times or an image of any model, or a quantization not all taken from disk."""
+    """Whether a result holds sizes, times or an image of any model, or blocks that this run quantized."""
     quantize = result["quantize"]
     made = quantize is not None and quantize["resumed"] < quantize["blocks"]
     return made or any(_measured(row) for row in result["rows"])

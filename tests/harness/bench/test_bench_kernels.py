@@ -307,8 +307,9 @@ def test_layers_that_were_timed_stay_in_the_file_when_a_later_one_fails(
         call(["bench", "kernels", *SMALL_RUN, "--json", str(path)])
     held = report.read(path)
     assert held["flux_step_ms"] == 1.5
-    assert held["commit"] == "abc"
-    assert held["kernels"]["stages"] == {
+    assert set(held) == {"flux_step_ms", "kernels unfinished"}
+    assert held["kernels unfinished"]["commit"] == "abc"
+    assert held["kernels unfinished"]["stages"] == {
         "64x48 64 → 48, 80 rows": "done",
         "48x64 48 → 64, 80 rows": "failed: RuntimeError: no device",
     }
@@ -318,6 +319,46 @@ def test_layers_that_were_timed_stay_in_the_file_when_a_later_one_fails(
     with pytest.raises(RuntimeError, match="no device"):
         call(["bench", "kernels", *SMALL_RUN, "--json", str(path)])
     assert path.read_text() == before  # nothing was measured: nothing is replaced
+
+
+def test_figures_stamp_and_rows_are_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, layers = kernels.bench_layer, iter((64, 48, 64))
+
+    def until_the_third(shape: Shape, *rest: Any) -> list[Row]:
+        if next(layers, None) is None:
+            raise RuntimeError("gone")
+        assert {key: report.read(path)[key] for key in earlier} == earlier
+        return timed(shape, *rest)
+
+    earlier = {
+        **{"commit": "old", "gpu": {"name": "H"}, "driver": "1", "versions": {"torch": "1"}},
+        **{"w4a4_linear_eager_min": 0.9, "w4a4_linear_geomean": 1.5, "gemv_w4_m1": 3.5, "flux_step_ms": 95.0},
+        "kernels": {"rows": report.rows_json([row(SMALL, 1, "w4a16", "graph", 3.5)]), "commit": "old"},
+    }
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(earlier))
+    monkeypatch.setattr(kernels, "bench_layer", until_the_third)
+    four = ["bench", "kernels", *SMALL_RUN, "--shapes", "64x48,48x64,64x64,32x32", "--json", str(path)]
+    with pytest.raises(RuntimeError, match="gone"):
+        call(four)
+    held = report.read(path)
+    assert held == {**earlier, "kernels unfinished": held["kernels unfinished"]}
+    assert {found["layer"] for found in held["kernels unfinished"]["rows"]} == {"64x48", "48x64", "64x64"}
+    assert [found.layer for found in report.rows_of(held)] == ["small"]
+    monkeypatch.setattr(kernels, "bench_layer", timed)
+    assert call(["bench", "kernels", *SMALL_RUN, "--json", str(path)]) == 0
+    held = report.read(path)
+    assert set(held) == {"commit", "gpu", "driver", "versions", "flux_step_ms", "kernels"}
+    assert held["commit"] == held["kernels"]["commit"] == "abc"
+    assert {found.layer for found in report.rows_of(held)} == {"64x48", "48x64"}
+
+
+def test_every_headline_figure_is_known_as_one() -> None:
+    eager = [row(s, FLUX_ROWS, "w4a4", launch, 1.5) for s in FLUX for launch in kernels.LAUNCHES]
+    figures = headline([*eager, row(MODULATION[0], 16, "w2a16", "graph", 3.25)])
+    assert len(figures) == 7
+    assert all(kernels.is_headline(name) for name in figures)
+    assert not any(kernels.is_headline(name) for name in ("commit", "flux_step_ms", "kernels"))
 
 
 def test_a_file_that_is_no_result_is_refused_before_layers_are_timed(
