@@ -133,6 +133,56 @@ def test_errors_and_blocks_from_disk_are_no_measurement(
         assert bool(handed) is kept_something
 
 
+def test_a_command_fails_with_its_model_and_where_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"name": "bf16", "bits": "W16A16"}
+    result: dict[str, Any] = {"model": "m", "bits": None, "side": 1, "batch": 1, "quality": "", "stages": {}}
+    result |= {"quantize": None, "headline": {}, "environment": {"gpu": None, "versions": {}}}
+    for rows, code in (
+        ([named], 1),
+        ([{**named, "eager_error": "boom", "weights_bytes": 1}], 1),
+        ([{**named, "weights_bytes": 1, "image": {"offload": {"error": "boom"}}}], 1),
+        ([{**named, "weights_bytes": 1}, {"name": "peer", "bits": "", "error": "not installed"}], 0),
+    ):
+        monkeypatch.setattr(bench, "run_bench", lambda *_, rows=rows: {**result, "rows": rows})
+        assert call(command(tmp_path)) == code
+    counts = dict.fromkeys(
+        ("blocks", "resumed", "seconds", "layers", "host_peak_bytes", "device_peak_bytes"), 2
+    )
+    made = {**counts, "phases": {}}
+    only = ("--quantize-only", "--method", "ptq", "--bits", "w4a8")
+    for quantize, code in ((None, 1), (made, 0)):
+        found = {**result, "rows": [], "quantize": quantize}
+        monkeypatch.setattr(bench, "run_bench", lambda *_, found=found: found)
+        assert call(command(tmp_path, *only)) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"num_layers": "two"}', "num_layers is string, the published one number"),
+        ('{"num_layers": true}', "num_layers is boolean, the published one number"),
+        ('{"num_layers": 1.5}', "cannot be built: TypeError"),
+        ('{"num_attention_heads": -4}', "cannot be built"),
+        ('{"num_attention_heads": null}', "cannot be built"),
+        ('{"activation_fn": "none such"}', "cannot be built: "),
+        ('{"blocks": 2}', "unexpected keyword argument 'blocks'"),
+        ("[" * 100_000, "config.json: "),
+    ],
+)
+def test_a_config_its_class_does_not_take_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    options = command(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    assert call(options) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert "config.json" in complaint
+    assert complaint.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "found", [{"memory": {}}, {"weights_bytes": 0}, {"eager_ms": {}}, {"image": {"resident": {"ms": 1.0}}}]
 )
@@ -274,7 +324,7 @@ def test_a_first_compiled_step_that_does_not_end_leaves_the_others_to_be_timed(
 def test_a_command_without_time_says_so_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(command(tmp_path, "--time-limit", "1e-6")) == 0
+    assert call(command(tmp_path, "--time-limit", "1e-6")) == 1
     out, said = capsys.readouterr()
     assert "Stages that were not finished: memory left out: the time limit was reached; build left out" in out
     assert "eager: left out: the time limit was reached" in said
