@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -229,6 +230,46 @@ def test_the_limit_ends_what_does_not_look_at_a_clock(monkeypatch: pytest.Monkey
     with pytest.raises(OutOfTime), TimeLimit(0.2).watch():
         compiler()
     assert len(swallowed) == 1
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_while_the_limit_is_set_comes_before_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, really = signal.getsignal(signal.SIGALRM), signal.setitimer
+
+    def set_late(which: int, seconds: float, again: float = 0.0) -> None:
+        really(which, seconds, again)
+        if seconds:
+            signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(signal, "setitimer", set_late)
+    with pytest.raises(OutOfTime), TimeLimit(FOREVER).watch():
+        pytest.fail("the block began")
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_when_the_block_has_ended_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, really = signal.getsignal(signal.SIGALRM), signal.setitimer
+    seen: list[str] = []
+
+    def alarm_at_exit(frame: FrameType, event: str, _: Any) -> None:
+        installed = signal.getsignal(signal.SIGALRM)
+        if event == "call" and frame.f_code.co_name == "__exit__" and callable(installed):
+            seen.append("its first instruction")
+            installed(signal.SIGALRM, frame)
+
+    def alarm_when_set(which: int, seconds: float, again: float = 0.0) -> None:
+        if not seconds:
+            seen.append("setting the timer")
+            signal.raise_signal(signal.SIGALRM)
+        really(which, seconds, again)
+
+    monkeypatch.setattr(signal, "setitimer", alarm_when_set)
+    with TimeLimit(FOREVER).watch():
+        sys.setprofile(alarm_at_exit)
+    sys.setprofile(None)
+    assert seen == ["its first instruction", "setting the timer"]
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
