@@ -248,6 +248,8 @@ def _peers(text: str) -> list[Any]:
     if text in {"all", "none"}:
         return list(WHOLE_MODEL_PEERS) if text == "all" else []
     by_name = {peer.name: peer for peer in WHOLE_MODEL_PEERS}
+    if not split_names(text):
+        raise UserError(f"--peers {text!r} names no library; to time none: --peers none")
     for name in split_names(text):
         if name not in by_name:
             raise unknown("peer", name, by_name)

@@ -257,6 +257,39 @@ def test_without_a_gpu_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--formats", "w4a1"], "--formats w4a1, --scales auto: activations cannot be quantized to 1 bits"),
+        (["--formats", "w8a4", "--scales", "e8m0"], "--formats w8a4, --scales e8m0: "),
+        (["--formats", "w4a4,w6a4", "--scales", "e8m0"], "--formats w6a4, --scales e8m0: "),
+        (["--launch", ""], "--launch '' names none of eager"),
+        (["--peers", ","], "--peers ',' names no library"),
+    ],
+)
+def test_what_cannot_be_timed_is_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
+    assert call(["bench", "kernels", *SMALL_RUN, *options]) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_every_default_format_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def note(shape: Shape, rows: int, formats: list[NumberFormat], *_: Any) -> list[Row]:
+        timed.extend(one.name for one in formats)
+        return []
+
+    monkeypatch.setattr(kernels, "bench_layer", note)
+    small = ["--device", "cpu", "--shapes", "64x48", "--few-shapes", "64x48", "--few-rows", "1"]
+    assert call(["bench", "kernels", *small, "--rows", "8"]) == 0
+    assert timed == ["w4a4", "w4a8", "w3a8", "w2a8", "w4a16", "w3a16", "w2a16"]
+
+
 def test_large_layers_are_refused_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["bench", "kernels", "--device", "cpu"]) == 2
     assert "too large for --device cpu" in capsys.readouterr().err

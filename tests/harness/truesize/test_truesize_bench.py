@@ -78,6 +78,7 @@ def test_the_command_quantizes_measures_and_writes(
         (["sdxl", "--method", "ptq", "--set", "nf4.block=2"], "not ptq.KEY=VALUE"),
         (["sdxl", "--method", "ptq", "--bits", "w4a4,w3a3"], "one width at a time"),
         (["sdxl", "--peers", "torcha"], "unknown peer"),
+        (["sdxl", "--peers", ","], "names no library"),
         (["sdxl", "--caps", "8,x"], "no list of sizes"),
         (["sdxl", "--quantize-only"], "needs --method"),
         (["sdxl", "--calls", "0"], "at least 1"),
