@@ -51,9 +51,11 @@ def merge(
     if path.exists():
         held = {key: value for key, value in read(path).items() if not outdates(key)}
     merged = {**held, **finite(dict(figures)), section: finite(dict(content))}
+    text = json.dumps(merged, indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(merged, indent=1, ensure_ascii=False) + "\n").encode())
+        # UTF-8 has no bytes for half of a surrogate pair; written out as \udc80 it is JSON's own escape.
+        replace_file(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -190,6 +190,14 @@ def test_a_file_keeps_what_others_wrote(tmp_path: Path) -> None:
     }
 
 
+def test_half_a_surrogate_pair_stays_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text('{"other": "\\ud800 \\\\ → 😀", "\\udc80": 1}')
+    others = json.loads(path.read_text())
+    report.merge(path, "kernels", {"reason": "\udcff"}, {})
+    assert report.read(path) == {**others, "kernels": {"reason": "\udcff"}}
+
+
 @pytest.mark.parametrize("text", ["[1]", "{", ""])
 def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
