@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from harness.truesize.quantize import Recipe
     from harness.truesize.request import BenchRequest
 
+_LONGEST = 366 * 86400.0
+"""Seconds of a time limit; timers of some systems take no more than 32 bits of them."""
+
 
 def bench_model_command(
     model: Annotated[str, typer.Argument(help="A published model, as in `harness list models`.")],
@@ -80,10 +83,11 @@ def bench_model_command(
     started = time.monotonic()
     if weights != "random":
         raise UserError(f"--weights {weights}: only random weights; trained ones run through `harness run`")
-    if min(calls, rounds, batch or 1, side or 1, text_tokens or 1, steps or 1) < 1:
+    counts = (calls, rounds, batch, side, text_tokens, steps)
+    if any(count is not None and count < 1 for count in counts):
         raise UserError("--calls, --rounds, --batch, --side, --text-tokens and --steps are at least 1")
-    if time_limit is not None and not 0 < time_limit < float("inf"):
-        raise UserError(f"--time-limit {time_limit:g} is no number of seconds above 0")
+    if time_limit is not None and not 0 < time_limit <= _LONGEST:
+        raise UserError(f"--time-limit {time_limit:g} is no number of seconds above 0, of a year at most")
     recipe = _recipe(model, method, bits, tuple(set_ or ()), policy, config)
     from dataclasses import replace
 

@@ -82,6 +82,12 @@ def test_the_command_quantizes_measures_and_writes(
         (["sdxl", "--caps", "8,x"], "no list of sizes"),
         (["sdxl", "--quantize-only"], "needs --method"),
         (["sdxl", "--calls", "0"], "at least 1"),
+        (["sdxl", "--batch", "0"], "at least 1"),
+        (["sdxl", "--side", "0"], "at least 1"),
+        (["sdxl", "--text-tokens", "0"], "at least 1"),
+        (["sdxl", "--steps", "0"], "at least 1"),
+        (["sdxl", "--time-limit", "1e308"], "--time-limit 1e+308 is no number of seconds above 0, of a year"),
+        (["sdxl", "--time-limit", "nan"], "--time-limit nan is no number of seconds above 0"),
         (["sdxl", "--time-limit", "0"], "--time-limit 0 is no number of seconds above 0"),
     ],
 )
