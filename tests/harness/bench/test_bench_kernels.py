@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from harness.bench import kernels, peers, report
+from harness.bench.keeping import KeptResult
 from harness.bench.kernels import OURS, Row, Settings, bench_layer, headline
 from harness.bench.layers import input_quantizer, packed_linear, random_input, random_linear, road_of
 from harness.bench.peers import Peer, float64_linear
@@ -408,6 +410,40 @@ def test_a_file_that_is_no_result_is_refused_before_layers_are_timed(
     monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
     (tmp_path / "r.json").write_text("[]")
     assert call(["bench", "kernels", *SMALL_RUN, "--json", str(tmp_path / "r.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file.json/r.json", "Not a directory"),
+        ("file.json/new/r.json", "Not a directory"),
+        ("folder", "it is no plain file"),
+        ("fifo", "it is no plain file"),
+        ("n" * 300 + ".json", "File name too long"),
+        ("n" * 250, "File name too long"),  # while it is written it has a longer name
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_layers_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
+    (tmp_path / "file.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    there = sorted(tmp_path.iterdir())
+    assert call(["bench", "kernels", *SMALL_RUN, "--json", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"cannot write {tmp_path / name}: {said}\n")
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_file_is_tried_and_left_as_it_is(tmp_path: Path) -> None:
+    earlier, later = tmp_path / "r.json", tmp_path / "new" / "r.json"
+    earlier.write_text('{"other": 1}')
+    for path in (earlier, later):
+        KeptResult(path, lambda _: None).settle()
+    assert earlier.read_text() == '{"other": 1}'
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "new", earlier]
+    assert list(later.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
