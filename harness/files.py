@@ -102,9 +102,29 @@ def parse_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def check_replaceable(path: Path) -> None:
+    """Make the folder of a file that is to be written later, and try whether it can be.
+
+    Raises:
+        OSError: it cannot: something else than a plain file is in its place, among others.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no plain file")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = _staged(path)
+    staged.touch()
+    staged.unlink()
+
+
+def _staged(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.tmp"
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file, atomically. A folder in its place is damage, and is removed."""
-    staged = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    staged = _staged(path)
     try:
         write_bytes(staged, data)
         if path.is_dir() and not path.is_symlink():

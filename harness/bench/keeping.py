@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.bench.report import merge, read
 from harness.errors import UserError
+from harness.files import check_replaceable
 
 
 class KeptResult:
@@ -21,19 +22,31 @@ class KeptResult:
             say: takes the line that says why the file could not be written; measuring goes on.
 
         Raises:
-            UserError: the file is there and is no result.
+            UserError: the file is there and is no result, or it cannot be written.
         """
         self._path, self._say = path, say
         self._failed: UserError | None = None
-        if path is not None and path.exists():
+        if path is None:
+            return
+        try:
+            check_replaceable(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        if path.exists():
             read(path)
 
-    def keep(self, section: str, content: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    def keep(
+        self,
+        section: str,
+        content: Mapping[str, Any],
+        figures: Mapping[str, Any],
+        outdates: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         """Write a section and headline figures, see `harness.bench.report.merge`."""
         if self._path is None:
             return
         try:
-            merge(self._path, section, content, figures)
+            merge(self._path, section, content, figures, outdates)
             self._failed = None
         except UserError as error:
             if self._failed is None:

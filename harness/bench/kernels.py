@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -202,6 +203,13 @@ def fastest_scales(numbers: NumberFormat, device: torch.device) -> ScaleFormat:
     return "e8m0" if torch.cuda.get_device_capability(device) >= OLDEST_FP8 else "integer"
 
 
+def scales_of(numbers: NumberFormat, settings: Settings) -> ScaleFormat:
+    """Return the scale format that a packed layer is timed with."""
+    if numbers.weight_only:
+        return "float"
+    return fastest_scales(numbers, settings.device) if settings.scales == "auto" else settings.scales
+
+
 def _launches(settings: Settings, compiled: bool) -> tuple[Launch, ...]:
     return tuple(launch for launch in settings.launches if compiled or launch != "compiled")
 
@@ -227,9 +235,7 @@ def _ours(
     numbers: NumberFormat, shape: Shape, rows: int, weight: Tensor, bias: Tensor, settings: Settings
 ) -> _Built:
     """Build the copies of a packed layer: one is quantized, the others are loaded with its numbers."""
-    scales: ScaleFormat = "float"
-    if not numbers.weight_only:
-        scales = fastest_scales(numbers, settings.device) if settings.scales == "auto" else settings.scales
+    scales = scales_of(numbers, settings)
     first = packed_linear(weight, bias, numbers, scales)
     held = sum(first.bytes_by_part().values())
     work = linear_work(rows, shape.k, shape.n, weight_bytes=held, act_bits=numbers.a_bits, rank=numbers.rank)
@@ -350,6 +356,11 @@ def _row(
         of_floor=quartiles.median / floor,
         copies=len(one.layers),
     )
+
+
+def is_headline(name: str) -> bool:
+    """Whether a figure is one of those that `headline` returns."""
+    return re.fullmatch(r"w4a4_linear_\w+|gemv_w\d_m\d+", name) is not None
 
 
 def headline(rows: Sequence[Row]) -> dict[str, float]:

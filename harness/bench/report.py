@@ -3,13 +3,15 @@
 The file is one object. Headline figures stand at its top, each under a name of its own
 (`w4a4_linear_geomean`, `gemv_w4_m1`, ...), beside `commit`, `driver`, `gpu` and `versions`; everything a
 command measured stands under its name (`kernels`), so that another command can add its own to the same file.
+A run of `harness bench kernels` that is not finished stands under `kernels unfinished`, which leaves figures,
+stamp and section of the last finished one together.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,19 @@ from harness.files import replace_file
 from harness.git import commit_of
 from harness.reports.validation import build, finite
 
-SECTION = "kernels"
+SECTION, UNFINISHED = "kernels", "kernels unfinished"
 _LONGEST_REASON = 60
 MANY_ROWS, FEW_ROWS = "linear", "gemv"
 _HEADINGS = ("layer", "rows", "contestant", "format", "ms", "quartiles", "× bf16", "95 %", "× floor", "error")
 
 
-def merge(path: Path, section: str, content: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+def merge(
+    path: Path,
+    section: str,
+    content: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    outdates: Callable[[str], bool] = lambda _: False,
+) -> None:
     """Write a section and its headline figures into a file, keeping what others wrote there.
 
     Args:
@@ -34,17 +42,20 @@ def merge(path: Path, section: str, content: Mapping[str, Any], figures: Mapping
         section: name of the command.
         content: replaces what the file holds under that name.
         figures: replace the values of their names at the top of the file.
+        outdates: says of a key of the file whether it goes, as what it holds is of an earlier run.
 
     Raises:
         UserError: the file is there and is no JSON object, or it cannot be written.
     """
     held: Any = {}
     if path.exists():
-        held = read(path)
+        held = {key: value for key, value in read(path).items() if not outdates(key)}
     merged = {**held, **finite(dict(figures)), section: finite(dict(content))}
+    text = json.dumps(merged, indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(merged, indent=1, ensure_ascii=False) + "\n").encode())
+        # UTF-8 has no bytes for half of a surrogate pair; written out as \udc80 it is JSON's own escape.
+        replace_file(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
@@ -63,8 +74,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def rows_of(held: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of a result file, checked; raises UserError when it holds none."""
-    section = held.get(SECTION)
+    """Return the rows of a result file, checked; raises UserError when it holds none.
+
+    Those of an unfinished run where no run was finished.
+    """
+    section = held.get(SECTION, held.get(UNFINISHED))
     rows = section.get("rows") if isinstance(section, dict) else None
     if not isinstance(rows, list):
         raise UserError("the file holds no rows of `harness bench kernels`")

@@ -72,6 +72,7 @@ def bench_kernels_command(
     if rows < 1 or reps < 1 or rotate_mb < 0:
         raise UserError("--rows and --reps are at least 1, --rotate-mb at least 0")
     settings = _settings(device, launch, reps, scales, peers, rotate_mb)
+    _check_formats(chosen, settings)
     if settings.device.type == "cpu":
         _check_size([*many, *few])
     layers = [(*one, [each for each in chosen if not each.weight_only]) for one in many]
@@ -85,6 +86,19 @@ def _counts(text: str) -> list[int]:
     if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"--few-rows {text!r} is no list of positive numbers")
     return [int(part) for part in parts]
+
+
+def _check_formats(chosen: Sequence[NumberFormat], settings: Settings) -> None:
+    """Pack a small layer in each format, before a large one is made."""
+    from harness.bench.kernels import scales_of
+    from harness.bench.layers import packed_linear, random_linear
+    from harness.bench.shapes import GROUP, Shape
+
+    for numbers in chosen:
+        try:
+            packed_linear(*random_linear(Shape("", GROUP, 1), "cpu"), numbers, scales_of(numbers, settings))
+        except ValueError as error:
+            raise UserError(f"--formats {numbers.name}, --scales {settings.scales}: {error}") from error
 
 
 def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rotate_mb: int) -> Settings:
@@ -103,6 +117,8 @@ def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rota
             "--shapes 256x512 --rows 32 --few-shapes 256x512"
         )
     asked = [part.strip() for part in launch.split(",") if part.strip()]
+    if not asked:
+        raise UserError(f"--launch {launch!r} names none of {', '.join(LAUNCHES)}")
     for name in asked:
         if name not in LAUNCHES:
             raise unknown("--launch", name, LAUNCHES)
@@ -124,6 +140,8 @@ def _peers(text: str) -> tuple[Peer, ...]:
         return PEERS if text == "all" else ()
     by_name = {peer.name: peer for peer in PEERS}
     names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UserError(f"--peers {text!r} names no library; to time none: --peers none")
     for name in names:
         # Some names hold a comma; their beginning is enough for any.
         if not any(known.startswith(name) for known in by_name):
@@ -150,8 +168,9 @@ def _measure(
     """Time the layers, print the tables and write the files asked for."""
     from rich.console import Console
 
-    from harness.bench import report
     from harness.bench.keeping import KeptResult
+    from harness.bench.kernels import is_headline
+    from harness.bench.report import SECTION, UNFINISHED
 
     console = Console(stderr=True)
 
@@ -163,7 +182,12 @@ def _measure(
     def keep(content: dict[str, Any], found: Sequence[Row]) -> None:
         if not stamp:
             stamp.update(_stamp(settings, content["gpu_before"]["driver"], commit))
-        kept.keep(report.SECTION, {**stamp, **content}, {**stamp, **_figures(found, settings)})
+        section = {**stamp, **content}
+        if len(content["gpu_after_each_layer"]) < len(layers):
+            kept.keep(UNFINISHED, section, {})
+            return
+        figures = {**stamp, **_figures(found, settings)}
+        kept.keep(SECTION, section, figures, lambda key: key == UNFINISHED or is_headline(key))
 
     content, found = _run(settings, layers, keep, say)
     _print(found, settings)

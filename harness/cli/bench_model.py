@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from harness.truesize.quantize import Recipe
     from harness.truesize.request import BenchRequest
 
+_LONGEST = 366 * 86400.0
+"""Seconds of a time limit; timers of some systems take no more than 32 bits of them."""
+
 
 def bench_model_command(
     model: Annotated[str, typer.Argument(help="A published model, as in `harness list models`.")],
@@ -80,10 +83,11 @@ def bench_model_command(
     started = time.monotonic()
     if weights != "random":
         raise UserError(f"--weights {weights}: only random weights; trained ones run through `harness run`")
-    if min(calls, rounds, batch or 1, side or 1, text_tokens or 1, steps or 1) < 1:
+    counts = (calls, rounds, batch, side, text_tokens, steps)
+    if any(count is not None and count < 1 for count in counts):
         raise UserError("--calls, --rounds, --batch, --side, --text-tokens and --steps are at least 1")
-    if time_limit is not None and not 0 < time_limit < float("inf"):
-        raise UserError(f"--time-limit {time_limit:g} is no number of seconds above 0")
+    if time_limit is not None and not 0 < time_limit <= _LONGEST:
+        raise UserError(f"--time-limit {time_limit:g} is no number of seconds above 0, of a year at most")
     recipe = _recipe(model, method, bits, tuple(set_ or ()), policy, config)
     from dataclasses import replace
 
@@ -111,9 +115,10 @@ def bench_model_command(
 def _run(request: BenchRequest, json_file: Path | None, seconds: float | None, started: float) -> int:
     from harness.bench.keeping import KeptResult
     from harness.compat import quiet_imports
-    from harness.truesize.bench import run_bench
+    from harness.truesize.bench import has_measured, run_bench
     from harness.truesize.limit import TimeLimit
     from harness.truesize.report import notes, table
+    from harness.truesize.request import REFERENCE
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - started:.0f} s] {line}", file=sys.stderr, flush=True)
@@ -129,8 +134,10 @@ def _run(request: BenchRequest, json_file: Path | None, seconds: float | None, s
     for key, value in result["headline"].items():
         print(f"{key}: {value:.4g}")
     kept.settle()
-    failed = any(row["name"] == request.name and _failed(row) for row in result["rows"])
-    return 1 if failed else 0
+    subject = request.name if request.quantized else REFERENCE
+    failed = any(row["name"] == subject and _failed(row) for row in result["rows"])
+    done = result["quantize"] is not None if request.quantize_only else has_measured(result)
+    return 0 if done and not failed else 1
 
 
 def _section(request: BenchRequest, result: Mapping[str, Any]) -> str:
@@ -139,7 +146,8 @@ def _section(request: BenchRequest, result: Mapping[str, Any]) -> str:
 
 
 def _failed(row: dict[str, Any]) -> bool:
-    return any(key.endswith("error") for key in row)
+    images = row.get("image", {}).values()
+    return any(key.endswith("error") for key in row) or any("error" in seen for seen in images)
 
 
 def _recipe(
@@ -172,10 +180,11 @@ def _recipe(
 
 def _read_config(path: Path, published: DenoiserConfig) -> DenoiserConfig:
     from harness.models.configs import DenoiserConfig
+    from harness.truesize.build import build_empty
 
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--config {path}: {error}") from error
     if not isinstance(given, dict):
         raise UserError(f"--config {path} holds no JSON object")
@@ -183,7 +192,39 @@ def _read_config(path: Path, published: DenoiserConfig) -> DenoiserConfig:
     if named != published.class_name:
         raise UserError(f"--config {path} is of a {named}, the model's denoiser is a {published.class_name}")
     values = {key: value for key, value in given.items() if not key.startswith("_")}
-    return DenoiserConfig(published.class_name, {**published.config, **values})
+    for key, value in values.items():
+        usual = published.config.get(key)
+        if not _same_kind(value, usual):
+            raise UserError(f"--config {path}: {key} is {_kind(value)}, the published one {_kind(usual)}")
+    config = DenoiserConfig(published.class_name, {**published.config, **values})
+    try:
+        build_empty(config)
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from error
+    return config
+
+
+def _kind(value: Any) -> str:
+    """Return JSON's name of a value's type."""
+    if isinstance(value, bool):
+        return "boolean"
+    for types, name in (
+        ((int, float), "number"),
+        (str, "string"),
+        ((list, tuple), "array"),
+        (dict, "object"),
+    ):
+        if isinstance(value, types):
+            return name
+    return "null"
+
+
+def _same_kind(value: Any, usual: Any) -> bool:
+    """Whether a setting can stand for the published one: of its type, null, or one for each block."""
+    if value is None or usual is None or _kind(value) == _kind(usual):
+        return True
+    single, several = (usual, value) if isinstance(value, (list, tuple)) else (value, usual)
+    return isinstance(several, (list, tuple)) and {_kind(one) for one in several} == {_kind(single)}
 
 
 def _request(recipe: Recipe, quantized: bool, device: str, work: Path | None) -> BenchRequest:
@@ -211,6 +252,8 @@ def _peers(text: str) -> list[Any]:
     if text in {"all", "none"}:
         return list(WHOLE_MODEL_PEERS) if text == "all" else []
     by_name = {peer.name: peer for peer in WHOLE_MODEL_PEERS}
+    if not split_names(text):
+        raise UserError(f"--peers {text!r} names no library; to time none: --peers none")
     for name in split_names(text):
         if name not in by_name:
             raise unknown("peer", name, by_name)

@@ -50,6 +50,20 @@ def run_bench(
     return run.every_stage()
 
 
+def has_measured(result: Mapping[str, Any]) -> bool:
+    """Whether a result holds sizes, times or an image of any model, or blocks that this run quantized."""
+    quantize = result["quantize"]
+    made = quantize is not None and quantize["resumed"] < quantize["blocks"]
+    return made or any(_measured(row) for row in result["rows"])
+
+
+def _measured(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds more than a name and errors."""
+    if any(key in {"memory", "weights_bytes"} or key.endswith("_ms") for key in row):
+        return True
+    return any("error" not in seen for seen in row.get("image", {}).values())
+
+
 class _Run:
     """One run: its stages, and what they found so far."""
 
@@ -79,7 +93,7 @@ class _Run:
     def keep(self) -> None:
         """Hand on what there is; a run that has measured nothing must not replace one that has."""
         self.result["headline"] = headline(self.result, self.request)
-        if self.result["quantize"] or any(row.keys() - {"name", "bits"} for row in self.result["rows"]):
+        if has_measured(self.result):
             self._keep(self.result)
 
     def every_stage(self) -> dict[str, Any]:

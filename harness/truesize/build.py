@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.compat import ensure_torchvision, quiet_imports
 from harness.errors import UserError
+from harness.measure.timing import one_line
 from harness.models.configs import DenoiserConfig
 from harness.noise import hash_seed
 
@@ -38,8 +39,8 @@ def build_empty(config: DenoiserConfig) -> Any:
     try:
         with quiet_imports(), torch.device("meta"):
             denoiser = cls(**config.config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{config.class_name} cannot be built: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the class checks little: a wrong value fails anywhere inside
+        raise UserError(f"{config.class_name} cannot be built: {one_line(error)}") from error
     return denoiser.eval().requires_grad_(False)
 
 

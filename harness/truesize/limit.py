@@ -5,10 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
-from typing import NoReturn
 
 AGAIN = 5.0
 """Seconds after which it is raised once more, should something have swallowed it."""
@@ -38,9 +36,8 @@ class TimeLimit:
         """Whether no time is left."""
         return self._end is not None and time.monotonic() >= self._end
 
-    @contextmanager
-    def watch(self, keep: float = 0.0) -> Iterator[None]:
-        """Run the block until the limit.
+    def watch(self, keep: float = 0.0) -> AbstractContextManager[None]:
+        """Return what runs the block of a `with` until the limit.
 
         Args:
             keep: seconds of the limit to be left after the block.
@@ -48,27 +45,59 @@ class TimeLimit:
         Raises:
             OutOfTime: before the block or inside it, when no more than `keep` seconds are left.
         """
-        if self._end is None:
-            yield
-            return
-        left = self._end - keep - time.monotonic()
+        return nullcontext() if self._end is None else _Watch(self._end - keep)
+
+
+class _Watch(AbstractContextManager[None]):
+    """Raises OutOfTime in the block of a `with`, and nowhere else.
+
+    An alarm can arrive in `__enter__` and `__exit__` too. Raised there it would leave the timer running, to
+    end what comes after the block. A generator would not do: `contextlib` runs code of its own around it.
+    """
+
+    def __init__(self, end: float) -> None:
+        """Set the end: a reading of `time.monotonic()`."""
+        self._end = end
+        self._inside = self._missed = self._armed = False
+
+    def __enter__(self) -> None:
+        left = self._end - time.monotonic()
         if left <= 0:
             raise OutOfTime
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-            yield
             return
-        handler = signal.signal(signal.SIGALRM, _out_of_time)
-        timer = signal.setitimer(signal.ITIMER_REAL, left, AGAIN)
-        began = time.monotonic()
+        self._handler = signal.getsignal(signal.SIGALRM)
+        self._timer, self._began = signal.getitimer(signal.ITIMER_REAL), time.monotonic()
         try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            if timer[0]:
-                spent = time.monotonic() - began
-                signal.setitimer(signal.ITIMER_REAL, max(1e-3, timer[0] - spent), timer[1])
+            self._armed = True
+            signal.signal(signal.SIGALRM, self._alarm)
+            signal.setitimer(signal.ITIMER_REAL, left, AGAIN)
+        except BaseException:
+            self._disarm()
+            raise
+        self._inside = True
+        # Python looks at signals in calls: none follows unless an alarm came too early to be raised.
+        if self._missed:
+            self._inside = False
+            self._disarm()
+            raise OutOfTime
 
+    def __exit__(self, *_: object) -> None:
+        self._inside = False
+        if self._armed:
+            self._disarm()
 
-def _out_of_time(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise OutOfTime
+    def _disarm(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._handler)
+        left, again = self._timer
+        if left:
+            spent = time.monotonic() - self._began
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - spent), again)
+
+    def _alarm(self, _number: int, frame: FrameType | None) -> None:
+        """Raise, unless what was interrupted is this object: its first instruction may not have run yet."""
+        if not self._inside:
+            self._missed = True
+        elif frame is None or frame.f_code is not _Watch.__exit__.__code__:
+            raise OutOfTime

@@ -1,13 +1,14 @@
 """What one denoiser holds and needs, measured in a process of its own.
 
-`python -m harness.truesize.memory REQUEST.json` builds one model, runs two steps and prints what was seen as
-one JSON line. With a cap, the allocator refuses what a card of that size would refuse: whether a model "fits
-in 8 GB" is found, not computed.
+`python -m harness.truesize.memory REQUEST.json PARENT` builds one model, runs two steps and prints what was
+seen as one JSON line; it ends with PARENT, the id of the process that started it. With a cap, the allocator
+refuses what a card of that size would refuse: whether a model "fits in 8 GB" is found, not computed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from harness.models import registry as models
 from harness.models.configs import DenoiserConfig
 from harness.truesize.build import build_empty, materialise
 from harness.truesize.inputs import denoiser_inputs
+from harness.truesize.orphan import end_with
 from harness.truesize.quantize import Recipe, host_peak_bytes, load_true_size
 
 CONTEXT_BYTES = 512 * 2**20
@@ -91,7 +93,7 @@ def in_own_process(request: MemoryRequest) -> MemorySeen:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(to_json(request)), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "harness.truesize.memory", str(path)]
+        command = [sys.executable, "-P", "-m", "harness.truesize.memory", str(path), str(os.getpid())]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
@@ -215,4 +217,5 @@ def _two_steps(step: Callable[[], object], device: torch.device, seen: MemorySee
 
 
 if __name__ == "__main__":
+    end_with(int(sys.argv[2]))
     print(json.dumps(asdict(look(from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))))

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from harness.bench import kernels, peers, report
+from harness.bench.keeping import KeptResult
 from harness.bench.kernels import OURS, Row, Settings, bench_layer, headline
 from harness.bench.layers import input_quantizer, packed_linear, random_input, random_linear, road_of
 from harness.bench.peers import Peer, float64_linear
@@ -190,6 +192,14 @@ def test_a_file_keeps_what_others_wrote(tmp_path: Path) -> None:
     }
 
 
+def test_half_a_surrogate_pair_stays_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text('{"other": "\\ud800 \\\\ → 😀", "\\udc80": 1}')
+    others = json.loads(path.read_text())
+    report.merge(path, "kernels", {"reason": "\udcff"}, {})
+    assert report.read(path) == {**others, "kernels": {"reason": "\udcff"}}
+
+
 @pytest.mark.parametrize("text", ["[1]", "{", ""])
 def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
@@ -257,6 +267,39 @@ def test_without_a_gpu_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--formats", "w4a1"], "--formats w4a1, --scales auto: activations cannot be quantized to 1 bits"),
+        (["--formats", "w8a4", "--scales", "e8m0"], "--formats w8a4, --scales e8m0: "),
+        (["--formats", "w4a4,w6a4", "--scales", "e8m0"], "--formats w6a4, --scales e8m0: "),
+        (["--launch", ""], "--launch '' names none of eager"),
+        (["--peers", ","], "--peers ',' names no library"),
+    ],
+)
+def test_what_cannot_be_timed_is_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
+    assert call(["bench", "kernels", *SMALL_RUN, *options]) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_every_default_format_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def note(shape: Shape, rows: int, formats: list[NumberFormat], *_: Any) -> list[Row]:
+        timed.extend(one.name for one in formats)
+        return []
+
+    monkeypatch.setattr(kernels, "bench_layer", note)
+    small = ["--device", "cpu", "--shapes", "64x48", "--few-shapes", "64x48", "--few-rows", "1"]
+    assert call(["bench", "kernels", *small, "--rows", "8"]) == 0
+    assert timed == ["w4a4", "w4a8", "w3a8", "w2a8", "w4a16", "w3a16", "w2a16"]
+
+
 def test_large_layers_are_refused_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["bench", "kernels", "--device", "cpu"]) == 2
     assert "too large for --device cpu" in capsys.readouterr().err
@@ -307,8 +350,9 @@ def test_layers_that_were_timed_stay_in_the_file_when_a_later_one_fails(
         call(["bench", "kernels", *SMALL_RUN, "--json", str(path)])
     held = report.read(path)
     assert held["flux_step_ms"] == 1.5
-    assert held["commit"] == "abc"
-    assert held["kernels"]["stages"] == {
+    assert set(held) == {"flux_step_ms", "kernels unfinished"}
+    assert held["kernels unfinished"]["commit"] == "abc"
+    assert held["kernels unfinished"]["stages"] == {
         "64x48 64 → 48, 80 rows": "done",
         "48x64 48 → 64, 80 rows": "failed: RuntimeError: no device",
     }
@@ -320,12 +364,86 @@ def test_layers_that_were_timed_stay_in_the_file_when_a_later_one_fails(
     assert path.read_text() == before  # nothing was measured: nothing is replaced
 
 
+def test_figures_stamp_and_rows_are_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, layers = kernels.bench_layer, iter((64, 48, 64))
+
+    def until_the_third(shape: Shape, *rest: Any) -> list[Row]:
+        if next(layers, None) is None:
+            raise RuntimeError("gone")
+        assert {key: report.read(path)[key] for key in earlier} == earlier
+        return timed(shape, *rest)
+
+    earlier = {
+        **{"commit": "old", "gpu": {"name": "H"}, "driver": "1", "versions": {"torch": "1"}},
+        **{"w4a4_linear_eager_min": 0.9, "w4a4_linear_geomean": 1.5, "gemv_w4_m1": 3.5, "flux_step_ms": 95.0},
+        "kernels": {"rows": report.rows_json([row(SMALL, 1, "w4a16", "graph", 3.5)]), "commit": "old"},
+    }
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(earlier))
+    monkeypatch.setattr(kernels, "bench_layer", until_the_third)
+    four = ["bench", "kernels", *SMALL_RUN, "--shapes", "64x48,48x64,64x64,32x32", "--json", str(path)]
+    with pytest.raises(RuntimeError, match="gone"):
+        call(four)
+    held = report.read(path)
+    assert held == {**earlier, "kernels unfinished": held["kernels unfinished"]}
+    assert {found["layer"] for found in held["kernels unfinished"]["rows"]} == {"64x48", "48x64", "64x64"}
+    assert [found.layer for found in report.rows_of(held)] == ["small"]
+    monkeypatch.setattr(kernels, "bench_layer", timed)
+    assert call(["bench", "kernels", *SMALL_RUN, "--json", str(path)]) == 0
+    held = report.read(path)
+    assert set(held) == {"commit", "gpu", "driver", "versions", "flux_step_ms", "kernels"}
+    assert held["commit"] == held["kernels"]["commit"] == "abc"
+    assert {found.layer for found in report.rows_of(held)} == {"64x48", "48x64"}
+
+
+def test_every_headline_figure_is_known_as_one() -> None:
+    eager = [row(s, FLUX_ROWS, "w4a4", launch, 1.5) for s in FLUX for launch in kernels.LAUNCHES]
+    figures = headline([*eager, row(MODULATION[0], 16, "w2a16", "graph", 3.25)])
+    assert len(figures) == 7
+    assert all(kernels.is_headline(name) for name in figures)
+    assert not any(kernels.is_headline(name) for name in ("commit", "flux_step_ms", "kernels"))
+
+
 def test_a_file_that_is_no_result_is_refused_before_layers_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
     (tmp_path / "r.json").write_text("[]")
     assert call(["bench", "kernels", *SMALL_RUN, "--json", str(tmp_path / "r.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file.json/r.json", "Not a directory"),
+        ("file.json/new/r.json", "Not a directory"),
+        ("folder", "it is no plain file"),
+        ("fifo", "it is no plain file"),
+        ("n" * 300 + ".json", "File name too long"),
+        ("n" * 250, "File name too long"),  # while it is written it has a longer name
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_layers_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    monkeypatch.setattr(kernels, "bench_layer", lambda *_: pytest.fail("timed"))
+    (tmp_path / "file.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    there = sorted(tmp_path.iterdir())
+    assert call(["bench", "kernels", *SMALL_RUN, "--json", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"cannot write {tmp_path / name}: {said}\n")
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_file_is_tried_and_left_as_it_is(tmp_path: Path) -> None:
+    earlier, later = tmp_path / "r.json", tmp_path / "new" / "r.json"
+    earlier.write_text('{"other": 1}')
+    for path in (earlier, later):
+        KeptResult(path, lambda _: None).settle()
+    assert earlier.read_text() == '{"other": 1}'
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "new", earlier]
+    assert list(later.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -106,6 +107,92 @@ def test_a_run_that_measured_nothing_replaces_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out.json").read_text() == earlier
 
 
+def finished(resumed: int) -> Callable[..., Any]:
+    counts = {"seconds": 1, "blocks": 2, "resumed": resumed}
+    return lambda *_: type("Done", (), {**counts, **QUANTIZED})
+
+
+def test_errors_and_blocks_from_disk_are_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no device")
+
+    absent = Entrant("peer", "", None)
+    broken = [Entrant(name, "", breaks) for name in ("ptq W4A8", "bf16")]
+    monkeypatch.setattr(bench, "in_own_process", breaks)
+    monkeypatch.setattr(bench, "make_image", breaks)
+    monkeypatch.setattr(bench, "entrants", lambda _: [*broken, absent])
+    handed: list[Any] = []
+    request = replace(REQUEST, folder=tmp_path, image=True)
+    for resumed, kept_something in ((2, False), (1, True)):
+        monkeypatch.setattr(bench, "quantize_true_size", finished(resumed))
+        result = bench.run_bench(request, lambda _: None, handed.append)
+        ours, _, peer = result["rows"]
+        assert (ours["memory_error"], peer["error"]) == ("no device", "not installed")
+        assert set(ours["image"]["resident"]) == {"error"}
+        assert bool(handed) is kept_something
+
+
+def test_a_command_fails_with_its_model_and_where_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"name": "bf16", "bits": "W16A16"}
+    result: dict[str, Any] = {"model": "m", "bits": None, "side": 1, "batch": 1, "quality": "", "stages": {}}
+    result |= {"quantize": None, "headline": {}, "environment": {"gpu": None, "versions": {}}}
+    for rows, code in (
+        ([named], 1),
+        ([{**named, "eager_error": "boom", "weights_bytes": 1}], 1),
+        ([{**named, "weights_bytes": 1, "image": {"offload": {"error": "boom"}}}], 1),
+        ([{**named, "weights_bytes": 1}, {"name": "peer", "bits": "", "error": "not installed"}], 0),
+    ):
+        monkeypatch.setattr(bench, "run_bench", lambda *_, rows=rows: {**result, "rows": rows})
+        assert call(command(tmp_path)) == code
+    counts = dict.fromkeys(
+        ("blocks", "resumed", "seconds", "layers", "host_peak_bytes", "device_peak_bytes"), 2
+    )
+    made = {**counts, "phases": {}}
+    only = ("--quantize-only", "--method", "ptq", "--bits", "w4a8")
+    for quantize, code in ((None, 1), (made, 0)):
+        found = {**result, "rows": [], "quantize": quantize}
+        monkeypatch.setattr(bench, "run_bench", lambda *_, found=found: found)
+        assert call(command(tmp_path, *only)) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"num_layers": "two"}', "num_layers is string, the published one number"),
+        ('{"num_layers": true}', "num_layers is boolean, the published one number"),
+        ('{"num_layers": 1.5}', "cannot be built: TypeError"),
+        ('{"num_attention_heads": -4}', "cannot be built"),
+        ('{"num_attention_heads": null}', "cannot be built"),
+        ('{"activation_fn": "none such"}', "cannot be built: "),
+        ('{"blocks": 2}', "unexpected keyword argument 'blocks'"),
+        ("[" * 100_000, "config.json: "),
+    ],
+)
+def test_a_config_its_class_does_not_take_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    options = command(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    assert call(options) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert "config.json" in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "found", [{"memory": {}}, {"weights_bytes": 0}, {"eager_ms": {}}, {"image": {"resident": {"ms": 1.0}}}]
+)
+def test_sizes_times_and_images_are_measurements(found: dict[str, Any]) -> None:
+    row = {"name": "bf16", "bits": "W16A16", "eager_error": "boom"}
+    assert bench.has_measured({"quantize": None, "rows": [row, {**row, **found}]})
+    assert not bench.has_measured({"quantize": None, "rows": [row]})
+
+
 def test_a_file_that_cannot_be_added_to_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +230,46 @@ def test_the_limit_ends_what_does_not_look_at_a_clock(monkeypatch: pytest.Monkey
     with pytest.raises(OutOfTime), TimeLimit(0.2).watch():
         compiler()
     assert len(swallowed) == 1
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_while_the_limit_is_set_comes_before_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, really = signal.getsignal(signal.SIGALRM), signal.setitimer
+
+    def set_late(which: int, seconds: float, again: float = 0.0) -> None:
+        really(which, seconds, again)
+        if seconds:
+            signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(signal, "setitimer", set_late)
+    with pytest.raises(OutOfTime), TimeLimit(FOREVER).watch():
+        pytest.fail("the block began")
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_when_the_block_has_ended_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, really = signal.getsignal(signal.SIGALRM), signal.setitimer
+    seen: list[str] = []
+
+    def alarm_at_exit(frame: FrameType, event: str, _: Any) -> None:
+        installed = signal.getsignal(signal.SIGALRM)
+        if event == "call" and frame.f_code.co_name == "__exit__" and callable(installed):
+            seen.append("its first instruction")
+            installed(signal.SIGALRM, frame)
+
+    def alarm_when_set(which: int, seconds: float, again: float = 0.0) -> None:
+        if not seconds:
+            seen.append("setting the timer")
+            signal.raise_signal(signal.SIGALRM)
+        really(which, seconds, again)
+
+    monkeypatch.setattr(signal, "setitimer", alarm_when_set)
+    with TimeLimit(FOREVER).watch():
+        sys.setprofile(alarm_at_exit)
+    sys.setprofile(None)
+    assert seen == ["its first instruction", "setting the timer"]
     assert signal.getsignal(signal.SIGALRM) is handler
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -238,7 +365,7 @@ def test_a_first_compiled_step_that_does_not_end_leaves_the_others_to_be_timed(
 def test_a_command_without_time_says_so_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(command(tmp_path, "--time-limit", "1e-6")) == 0
+    assert call(command(tmp_path, "--time-limit", "1e-6")) == 1
     out, said = capsys.readouterr()
     assert "Stages that were not finished: memory left out: the time limit was reached; build left out" in out
     assert "eager: left out: the time limit was reached" in said
@@ -264,10 +391,7 @@ def test_a_stage_is_cut_short_cleanly(tmp_path: Path, monkeypatch: pytest.Monkey
         within._end = time.monotonic()
         signal.raise_signal(signal.SIGALRM)
 
-    def quantized(*_: Any) -> Any:
-        return type("Done", (), {**dict.fromkeys(("seconds", "blocks", "resumed"), 1), **QUANTIZED})
-
-    monkeypatch.setattr(bench, "quantize_true_size", quantized)
+    monkeypatch.setattr(bench, "quantize_true_size", finished(0))
     monkeypatch.setattr(bench, "in_own_process", until_the_alarm)
     result = bench.run_bench(
         replace(REQUEST, folder=tmp_path), lambda _: None, lambda r: handed.append(dict(r["stages"])), within
