@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from harness.cli.grid import split_counts, split_names
 from harness.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def bench_kernels_command(
     chosen = known.parse_formats(formats)
     many = [] if shapes == "none" else [(shape, rows) for shape in known.parse_shapes(shapes)]
     small = [] if few_shapes == "none" else known.parse_shapes(few_shapes)
-    few = [(shape, count) for shape in small for count in _counts(few_rows)]
+    few = [
+        (shape, count)
+        for shape in small
+        for count in split_counts(few_rows, "--few-rows", "positive numbers")
+    ]
     if rows < 1 or reps < 1 or rotate_mb < 0:
         raise UserError("--rows and --reps are at least 1, --rotate-mb at least 0")
     settings = _settings(device, launch, reps, scales, peers, rotate_mb)
@@ -79,13 +84,6 @@ def bench_kernels_command(
     layers += [(*one, [each for each in chosen if each.weight_only]) for one in few]
     found = _measure(settings, layers, json_file, plot, commit)
     return 1 if any(row.contestant == "packed" and row.state != "ok" for row in found) else 0
-
-
-def _counts(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--few-rows {text!r} is no list of positive numbers")
-    return [int(part) for part in parts]
 
 
 def _check_formats(chosen: Sequence[NumberFormat], settings: Settings) -> None:
@@ -116,7 +114,7 @@ def _settings(device: str, launch: str, reps: int, scales: str, peers: str, rota
             "bench kernels needs a CUDA device, and torch sees none; to try it out: --device cpu "
             "--shapes 256x512 --rows 32 --few-shapes 256x512"
         )
-    asked = [part.strip() for part in launch.split(",") if part.strip()]
+    asked = split_names(launch)
     if not asked:
         raise UserError(f"--launch {launch!r} names none of {', '.join(LAUNCHES)}")
     for name in asked:
@@ -139,7 +137,7 @@ def _peers(text: str) -> tuple[Peer, ...]:
     if text in {"all", "none"}:
         return PEERS if text == "all" else ()
     by_name = {peer.name: peer for peer in PEERS}
-    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = split_names(text)
     if not names:
         raise UserError(f"--peers {text!r} names no library; to time none: --peers none")
     for name in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.grid import split_names
+from harness.cli.grid import split_counts, split_names
 from harness.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -263,7 +263,4 @@ def _peers(text: str) -> list[Any]:
 def _caps(text: str) -> tuple[int, ...]:
     if text == "none":
         return ()
-    parts = split_names(text)
-    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--caps {text!r} is no list of sizes in GiB")
-    return tuple(sorted({int(part) for part in parts}))
+    return tuple(sorted(set(split_counts(text, "--caps", "sizes in GiB"))))

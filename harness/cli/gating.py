@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.grid import split_names
 from harness.errors import UserError
 
 
@@ -84,7 +85,7 @@ def gate_command(
         baseline=baseline,
         noise=noise,
         margins=tuple(margin or ()),
-        metrics=tuple(part.strip() for part in metrics.split(",") if part.strip()),
+        metrics=split_names(metrics),
         alpha=alpha,
         generate=not no_generate,
         costs=not quality_only,

@@ -10,12 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.errors import UserError
 from harness.request import Request
 
 
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names in a list by comma."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def split_counts(text: str, option: str, what: str) -> tuple[int, ...]:
+    """Return the positive whole numbers in a list by comma; raises UserError when it is no list of them."""
+    parts = split_names(text)
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} {text!r} is no list of {what}")
+    return tuple(int(part) for part in parts)
 
 
 def grid_request(

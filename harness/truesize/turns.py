@@ -22,6 +22,7 @@ from harness.truesize.timing import against, compile_blocks
 EAGER, COMPILED = "eager", "compiled"
 EAGER_GRAPH, GRAPH = "eager_graph", "graph"
 """The eager and the compiled step replayed as one CUDA graph: time on the device, launches aside."""
+GRAPHS = frozenset({EAGER_GRAPH, GRAPH})
 MODES = (EAGER, EAGER_GRAPH, COMPILED, GRAPH)
 LEFT_OUT = "the time limit was reached"
 
@@ -59,13 +60,9 @@ class Turns:
     @property
     def modes(self) -> tuple[str, ...]:
         """The turns to be timed; those of CUDA graphs on a GPU only."""
-        graphs = self.request.device.type == "cuda"
-        compiled = {COMPILED, GRAPH} if self.request.compile else set()
-        return tuple(
-            mode
-            for mode in MODES
-            if mode in {EAGER, EAGER_GRAPH} | compiled and (graphs or mode in {EAGER, COMPILED})
-        )
+        wanted = MODES if self.request.compile else (EAGER, EAGER_GRAPH)
+        on_gpu = self.request.device.type == "cuda"
+        return tuple(mode for mode in wanted if on_gpu or mode not in GRAPHS)
 
     def build(self) -> None:
         """Build the models and the inputs of a step. One that fails is a row, the others go on."""
@@ -178,9 +175,7 @@ class Turns:
     def _race(self, mode: str, runs: Mapping[str, Step]) -> None:
         request = self.request
         before = gpu_state(request.device)
-        racing = [
-            Contestant(name, (step,), graph=mode in {EAGER_GRAPH, GRAPH}) for name, step in runs.items()
-        ]
+        racing = [Contestant(name, (step,), graph=mode in GRAPHS) for name, step in runs.items()]
         raced = race(racing, request.device, repetitions=request.rounds, warm_up=request.warm_up)
         after = gpu_state(request.device)
         times = {name: found.ms for name, found in raced.items() if found.ms}
