@@ -198,7 +198,7 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     elif road == "gemv":
         y = _few_tokens(layer, plan, tokens)
     else:
-        y = _expanded_linear(layer, x).reshape(len(tokens), -1)
+        y = _expanded_linear(layer, x)
     return y.view(*x.shape[:-1], layer.out_features)
 
 
@@ -209,7 +209,8 @@ def conv2d(layer: PackedConv2d, x: Tensor) -> Tensor:
     y = layer.convolve(quantized, float_weight(layer.weight, x.dtype), bias)
     if layer.branch is not None:
         down = layer.convolve(values, layer.branch.down.to(x.dtype), None)
-        y = y + F.conv2d(down, layer.branch.up.to(x.dtype)[:, :, None, None])
+        up = layer.branch.up.to(x.dtype).expand(len(y), -1, -1)
+        y = torch.baddbmm(y.flatten(2), up, down.flatten(2)).view_as(y)  # rounds the sum alone
     return y
 
 
@@ -288,20 +289,22 @@ def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
     assert plan.few is not None
     assert isinstance(plan.weight, UniformWeight)
     y = plan.few.multiply(values.contiguous(), plan.weight, layer.bias)
-    return y if plan.branch is None else y + _branch(layer, values)
+    return _with_branch(layer, values, y)
 
 
 def _expanded_linear(layer: PackedLinear, x: Tensor) -> Tensor:
     values, quantized = _inputs(layer, x, layer.smooth)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     y = F.linear(quantized, float_weight(layer.weight, x.dtype), bias)
-    return y if layer.branch is None else y + _branch(layer, values)
+    return _with_branch(layer, values.reshape(-1, layer.in_features), y.reshape(-1, layer.out_features))
 
 
-def _branch(layer: PackedLayer, values: Tensor) -> Tensor:
-    assert layer.branch is not None
-    down, up = layer.branch.down.to(values.dtype), layer.branch.up.to(values.dtype)
-    return F.linear(F.linear(values, down), up)
+def _with_branch(layer: PackedLinear, tokens: Tensor, y: Tensor) -> Tensor:
+    """Add the branch of tokens [tokens, in] to their output [tokens, out], rounding the sum alone."""
+    if layer.branch is None:
+        return y
+    down, up = layer.branch.down.to(y.dtype), layer.branch.up.to(y.dtype)
+    return torch.addmm(y, F.linear(tokens, down), up.t())
 
 
 def _inputs(layer: PackedLayer, x: Tensor, smooth: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 An adapter turns a bf16 weight [n, k] and bias [n] into a function of a bf16 input [m, k]; one of a library
 that quantizes whole models does so by way of a model of one layer. What is not installed, or refuses a shape,
-becomes a row without a time and with the reason.
+becomes a row without a time and with the reason. Compilers keep their settings: torchao would tune every
+kernel that the process compiles afterwards, whoever's (`set_inductor_config`).
 """
 
 from __future__ import annotations
@@ -162,19 +163,22 @@ def int_mm(weight: Tensor, bias: Tensor) -> Layer:
 def torchao_fp8(model: nn.Module) -> None:
     """torchao, fp8 rowwise weights and dynamic inputs."""
     ao: Any = importlib.import_module("torchao.quantization")
-    ao.quantize_(model, ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()))
+    config = ao.Float8DynamicActivationFloat8WeightConfig
+    ao.quantize_(model, config(granularity=ao.PerRow(), set_inductor_config=False))
 
 
 def torchao_int8(model: nn.Module) -> None:
     """torchao, int8 weights per channel and dynamic inputs per token."""
     ao: Any = importlib.import_module("torchao.quantization")
-    ao.quantize_(model, ao.Int8DynamicActivationInt8WeightConfig())
+    ao.quantize_(model, ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
 
 
 def torchao_int4(model: nn.Module) -> None:
     """torchao, int4 weight-only in the layout of the kernels that torch has itself."""
     ao: Any = importlib.import_module("torchao.quantization")
-    ao.quantize_(model, ao.Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d"))
+    config = ao.Int4WeightOnlyConfig
+    form = "tile_packed_to_4d"
+    ao.quantize_(model, config(group_size=GROUP, int4_packing_format=form, set_inductor_config=False))
 
 
 def bitsandbytes_nf4(model: nn.Module) -> None:

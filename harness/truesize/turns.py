@@ -1,4 +1,4 @@
-"""Times of one denoising step of several models, in turns: eager, compiled, and both as one CUDA graph."""
+"""Times of one denoising step of several models, in turns: eager and compiled, launched and as CUDA graph."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from harness.truesize.timing import against, compile_blocks
 EAGER, COMPILED = "eager", "compiled"
 EAGER_GRAPH, GRAPH = "eager_graph", "graph"
 """The eager and the compiled step replayed as one CUDA graph: time on the device, launches aside."""
+BEST = "compiled_best"
+"""The compiled step of each model launched or replayed, whichever was faster in the turns before."""
 GRAPHS = frozenset({EAGER_GRAPH, GRAPH})
-MODES = (EAGER, EAGER_GRAPH, COMPILED, GRAPH)
+MODES = (EAGER, EAGER_GRAPH, COMPILED, GRAPH, BEST)
 LEFT_OUT = "the time limit was reached"
 
 Say = Callable[[str], None]
@@ -59,10 +61,10 @@ class Turns:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The turns to be timed; those of CUDA graphs on a GPU only."""
+        """The turns to be timed; CUDA graphs on a GPU only, and only there a faster way."""
         wanted = MODES if self.request.compile else (EAGER, EAGER_GRAPH)
         on_gpu = self.request.device.type == "cuda"
-        return tuple(mode for mode in wanted if on_gpu or mode not in GRAPHS)
+        return tuple(mode for mode in wanted if on_gpu or mode not in GRAPHS | {BEST})
 
     def build(self) -> None:
         """Build the models and the inputs of a step. One that fails is a row, the others go on."""
@@ -105,7 +107,7 @@ class Turns:
             chosen = {
                 one.name: chosen[one.name] for one in self.entrants if one.compiled and one.name in chosen
             }
-        elif mode == GRAPH:
+        elif mode in {GRAPH, BEST}:
             chosen = {name: model for name, model in chosen.items() if "compiled_ms" in self.rows[name]}
         with torch.no_grad():
             runs = self._first_steps(mode, chosen)
@@ -169,13 +171,14 @@ class Turns:
     def _race_seconds(self, names: Mapping[str, Any]) -> float:
         """Estimate what the turns after compiling take, from the eager steps: others are hardly slower."""
         eager = [self.rows[name]["eager_ms"]["median"] for name in names if "eager_ms" in self.rows[name]]
-        turns = len({COMPILED, GRAPH}.intersection(self.modes))
+        turns = len({COMPILED, GRAPH, BEST}.intersection(self.modes))
         return float(turns * (self.request.rounds + self.request.warm_up) * sum(eager) / 1e3)
 
     def _race(self, mode: str, runs: Mapping[str, Step]) -> None:
         request = self.request
         before = gpu_state(request.device)
-        racing = [Contestant(name, (step,), graph=mode in GRAPHS) for name, step in runs.items()]
+        graphs = {name for name in runs if mode in GRAPHS or (mode == BEST and self._graph_is_faster(name))}
+        racing = [Contestant(name, (step,), graph=name in graphs) for name, step in runs.items()]
         raced = race(racing, request.device, repetitions=request.rounds, warm_up=request.warm_up)
         after = gpu_state(request.device)
         times = {name: found.ms for name, found in raced.items() if found.ms}
@@ -187,6 +190,8 @@ class Turns:
         reference = REFERENCE if REFERENCE in times else next(iter(times))
         for name, found in against(times, reference).items():
             self.rows[name][f"{mode}_ms"] = {**asdict(found), "over": reference, "values": times[name]}
+            if mode == BEST:
+                self.rows[name]["compiled_best_is"] = GRAPH if name in graphs else COMPILED
             self.rows[name][f"{mode}_clocks"] = {"before": asdict(before), "after": asdict(after)}
             speed = f"{found.speedup:.2f}× {reference}"
             self.say(f"{_words(mode)} step of {name}: {found.median:.1f} ms ({speed})")
@@ -196,6 +201,10 @@ class Turns:
                     # Above 1: the quantized model is faster than this one.
                     ours = [1 / found.speedup, 1 / found.speedup_hi, 1 / found.speedup_lo]
                     self.rows[name][f"{mode}_ours_faster"] = ours
+
+    def _graph_is_faster(self, name: str) -> bool:
+        launched, graph = (self.rows[name].get(f"{mode}_ms") for mode in (COMPILED, GRAPH))
+        return graph is not None and launched is not None and graph["median"] < launched["median"]
 
 
 def run_without_waiting(step: Step) -> None:
