@@ -17,11 +17,15 @@ HELD_PROGRAMS = 132
 """Programs that walk over tokens, unless there are more parts: as many as are on the device at once."""
 SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4, "ALONG": False, "APART": False}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
-HOLDS = (9, 10)
-"""Major compute capabilities whose tensor cores read what a projection holds from shared memory."""
+HOLDS = 9
+"""Major compute capability whose tensor cores read what a projection holds from shared memory."""
+MOST_HELD = 64
+"""Largest rank of what is held: shared memory has room for no more."""
+FARTHEST = 1 << 23
+"""Elements from one row to the next from which on a block of rows is too long for 32-bit places in it."""
 OVERLAPS_FROM = 9
 """Major compute capability from which a kernel can be launched before the one ahead of it has ended."""
-OVERLAPPED = frozenset({"scaled"})
+OVERLAPPED: frozenset[str] = frozenset()
 """Kernels of a layer that are launched so, of `project`, `scaled` and `units`."""
 
 
@@ -87,9 +91,11 @@ def overlapping(kernel: str, device: torch.device) -> dict[str, bool]:
     return {"OVERLAP": able and bool(OVERLAPPED), **early}
 
 
-def holds(x: Tensor) -> bool:
+def holds(x: Tensor, rank: int) -> bool:
     """Whether the projection of an input holds its factor, see `harness.kernels.triton.project`."""
-    return x.dtype != torch.float32 and x.is_cuda and capability(x.device)[0] in HOLDS
+    if x.dtype == torch.float32 or x.stride(0) >= FARTHEST or rank > MOST_HELD:
+        return False
+    return x.is_cuda and capability(x.device)[0] == HOLDS
 
 
 def parts_of(cols: int, held: bool) -> tuple[int, int]:
@@ -105,7 +111,7 @@ def scratch_size(tokens: int, cols: int, rank: int, parts: int) -> int:
 
 def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
     """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank], to be summed."""
-    parts, _ = parts_of(x.shape[1], holds(x))
+    parts, _ = parts_of(x.shape[1], holds(x, len(down)))
     partial = torch.empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32, device=x.device)
     _project(x, down, smooth, partial, aside=False)
     return partial
@@ -115,7 +121,15 @@ def _project(x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *,
     """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
     (tokens, cols), kind = x.shape, precision(x.dtype)
     launch = _projection(
-        tokens, cols, x.stride(0), down.shape[0], smooth is not None, kind, aside, holds(x), x.device
+        tokens,
+        cols,
+        x.stride(0),
+        down.shape[0],
+        smooth is not None,
+        kind,
+        aside,
+        holds(x, len(down)),
+        x.device,
     )
     launch(scratch, x, smooth, down)
 
@@ -161,7 +175,7 @@ def quantize_projected(
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
     gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
-    parts, _ = parts_of(cols, holds(x))
+    parts, _ = parts_of(cols, holds(x, rank))
     room = scratch_size(tokens, cols, rank, parts)
     scratch = torch.empty(room, dtype=torch.float32, device=x.device)
     _project(x, down, smooth, scratch, aside=True)

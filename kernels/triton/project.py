@@ -1,8 +1,8 @@
 """Down-projection of activations, in parts of their channels, and what quantizing them needs to know first.
 
 Two kernels for one result. `project_held_kernel` holds a part of the factor and walks over tokens, so that
-the factor is smoothed once for many of them. That takes inputs of 16 bits, and the tensor cores of Hopper
-and later, which read what is held from shared memory. `project_kernel`, for all else, walks over channels.
+the factor is smoothed once for many of them. That takes inputs of 16 bits, and Hopper's tensor cores, which
+read what is held from shared memory. `project_kernel`, for all else, walks over channels.
 """
 
 from __future__ import annotations
@@ -140,14 +140,16 @@ def project_held_kernel(
         tl.store(norms + part * RANK + direction, tl.sum(tl.abs(norm), axis=0))
         if SMOOTH:
             tl.store(inverses + col, inverse, mask=inside)
+    token = tl.arange(0, TOKENS)
+    offset = token[:, None] * x_stride + col[None, :]
     for first in range(tl.program_id(0) * TOKENS, tokens, tl.num_programs(0) * TOKENS):
-        token = first + tl.arange(0, TOKENS)
-        here = token < tokens
-        start = x + token.to(tl.int64)[:, None] * x_stride
-        values = tl.load(start + col[None, :], mask=here[:, None] & inside[None, :], other=0.0)
+        here = first + token < tokens
+        start = x + tl.cast(first, tl.int64) * x_stride
+        values = tl.load(start + offset, mask=here[:, None] & inside[None, :], other=0.0)
         product = tl.dot(values, factor)
-        place = part.to(tl.int64) * tokens + token
-        tl.store(partial + place[:, None] * RANK + direction[None, :], product, mask=here[:, None])
+        place = part.to(tl.int64) * tokens + first
+        target = partial + place * RANK + token[:, None] * RANK + direction[None, :]
+        tl.store(target, product, mask=here[:, None])
         if ASIDE:
             smoothed = values.to(tl.float32) * inverse[None, :]
-            tl.store(peaks + place, tl.max(tl.abs(smoothed), axis=1), mask=here)
+            tl.store(peaks + place + token, tl.max(tl.abs(smoothed), axis=1), mask=here)

@@ -19,6 +19,7 @@ from harness.kernels.triton import expand, gemm, gemv, project, quantize
 
 FLOAT8_FROM = 89
 OVERLAP_FROM = 90
+HOLDING = 90
 SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "groups"}
 """Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
 
@@ -86,7 +87,7 @@ def quantizations(arch: int) -> Iterator[Case]:
         common = {"SMOOTH": True, "RANK": 32, "ASIDE": both, "OVERLAP": arch >= OVERLAP_FROM}
         constants = {**common, "PRECISION": precision, "TOKENS": 64, "COLS": 64}
         yield project.project_kernel, signature, constants, 4
-        if arch >= OVERLAP_FROM and x != "fp32":
+        if arch == HOLDING and x != "fp32":
             held = {name: kind for name, kind in signature.items() if name != "span"}
             yield project.project_held_kernel, held, {**common, "TOKENS": 64, "COLS": 512}, 8
 

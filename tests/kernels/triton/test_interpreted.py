@@ -333,7 +333,7 @@ def test_a_projection_that_holds_its_factor(
     from harness.kernels.triton import inputs
 
     launches = (inputs._projection, inputs._quantization_of_parts)
-    monkeypatch.setattr(inputs, "holds", lambda _: True)
+    monkeypatch.setattr(inputs, "holds", lambda *_: True)
     monkeypatch.setattr(inputs, "HELD", {**inputs.HELD, "TOKENS": 16, "COLS": 64})
     monkeypatch.setattr(inputs, "HELD_PROGRAMS", 6)  # of which each walks over two blocks of tokens or three
     monkeypatch.setattr(inputs, "SCALED", {**inputs.SCALED, "COLS": 128, **cuts})
