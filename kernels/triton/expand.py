@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from harness.kernels.triton.codes import load_words, spread
 from harness.kernels.triton.quantize import halves, power_of_two_above
@@ -98,12 +99,31 @@ def expand_kernel(
 
 
 @triton.jit
+def loaded(
+    packed, exponent, offset, row, there, begin, end, row_words, groups,
+    BITS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STORED: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Load WORDS words of rows, exponents of their groups, and offsets where they are stored."""
+    word = begin + tl.arange(0, WORDS)
+    inside = there[:, None] & (word < end)[None, :]
+    words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
+    group = begin * 8 // GROUP + tl.arange(0, WORDS * 8 // GROUP)
+    where = row.to(tl.int64)[:, None] * groups + group[None, :]
+    present = there[:, None] & (group * GROUP < end * 8)[None, :]
+    power = tl.load(exponent + where, mask=present, other=0)
+    zero = power
+    if STORED:
+        zero = tl.load(offset + where, mask=present, other=0)
+    return words, power, zero
+
+
+@triton.jit
 def units_kernel(
     out, col_scale, bias_out, up_out, packed, exponent, offset, row_scale, bias, up, gains,
     rows, cols, span, row_words, groups, out_stride, fixed_offset, rank, worth, bits_of_one,
     BITS: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr, STORED: tl.constexpr,
     MULTIPLIER: tl.constexpr, BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr,
-    ROWS: tl.constexpr, WORDS: tl.constexpr,
+    OVERLAP: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Write `(MULTIPLIER * code - offset) * 2^exponent` as float8, and all else a float8 product reads.
 
@@ -125,6 +145,7 @@ def units_kernel(
         span: words of a row that a program expands, a multiple of WORDS.
         bits_of_one: those of 1.0: an argument, since an instruction holds one constant and the mask is it.
         GROUP: columns that share an exponent, a power of two from 8 to WORDS * 8.
+        OVERLAP: whether this kernel may begin before what it reads gains from ends.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
@@ -134,6 +155,14 @@ def units_kernel(
     if BRANCH == "append":
         held = there[:, None] & (direction < rank)[None, :]
         factor = tl.load(up + row[:, None] * rank + direction[None, :], mask=held, other=0.0).to(tl.float32)
+    first = tl.program_id(1) * span
+    end = tl.minimum(first + span, (cols + 7) // 8)
+    words, power, zero = loaded(
+        packed, exponent, offset, row, there, first, end, row_words, groups, BITS, WHOLE, GROUP, STORED, WORDS
+    )  # fmt: skip
+    if OVERLAP:
+        gdc_wait()
+    if BRANCH == "append":
         factor *= tl.math.div_rn(1.0, tl.load(gains + direction))[None, :]
         need = tl.max(tl.abs(factor), axis=1) * (1.0 / 440.0)
         nothing = value == 0.0
@@ -143,20 +172,12 @@ def units_kernel(
         shrink = tl.where(nothing, 0.0, 1.0 / grow)
     kind: tl.constexpr = out.dtype.element_ty
     start = out + row.to(tl.int64) * out_stride
-    first = tl.program_id(1) * span
-    for begin in range(first, tl.minimum(first + span, (cols + 7) // 8), WORDS):
-        word = begin + tl.arange(0, WORDS)
-        inside = there[:, None] & (word < (cols + 7) // 8)[None, :]
-        words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
-        group = begin * 8 // GROUP + tl.arange(0, WORDS * 8 // GROUP)
-        where = row.to(tl.int64)[:, None] * groups + group[None, :]
-        present = there[:, None] & (group < groups)[None, :]
-        power = tl.load(exponent + where, mask=present, other=0).to(tl.int32)
-        step = ((power + 127) << 23).to(tl.float32, bitcast=True) * shrink[:, None]
+    for begin in range(first, end, WORDS):
+        step = ((power.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True) * shrink[:, None]
         if STORED:
-            zero = tl.load(offset + where, mask=present, other=0).to(tl.float32)
+            offsets = zero.to(tl.float32)
         else:
-            zero = tl.zeros(step.shape, tl.float32) + fixed_offset
+            offsets = tl.zeros(step.shape, tl.float32) + fixed_offset
         # A code in the mantissa of a number from 1 to 2 is a float without a conversion: 1 + code / 256. What
         # follows is exact: small integers times powers of two.
         shift = (tl.arange(0, 8) * BITS).to(tl.uint64)
@@ -166,13 +187,17 @@ def units_kernel(
         units = tl.fma(
             raised,
             tl.broadcast_to((step * (256.0 * MULTIPLIER))[:, :, None], raised.shape),
-            tl.broadcast_to((-(zero + 256.0 * MULTIPLIER) * step)[:, :, None], raised.shape),
+            tl.broadcast_to((-(offsets + 256.0 * MULTIPLIER) * step)[:, :, None], raised.shape),
         )
         col = begin * 8 + tl.arange(0, WORDS * 8)
         target = start[:, None] + col[None, :]
         tl.store(
             target, tl.reshape(units.to(kind), (ROWS, WORDS * 8)), mask=there[:, None] & (col < cols)[None, :]
         )
+        words, power, zero = loaded(
+            packed, exponent, offset, row, there, begin + WORDS, end, row_words, groups, BITS, WHOLE, GROUP,
+            STORED, WORDS,
+        )  # fmt: skip
     if tl.program_id(1) == 0:
         tl.store(col_scale + row, value, mask=there)
         if BIAS:

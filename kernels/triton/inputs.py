@@ -5,14 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.kernels.triton.quantize import project_kernel, quantize_kernel, scaled_kernel
-from harness.kernels.triton.ready import Launch, cdiv, kept, next_power_of_2
+from harness.kernels.triton.project import project_held_kernel, project_kernel
+from harness.kernels.triton.quantize import quantize_kernel, scaled_kernel
+from harness.kernels.triton.ready import Launch, capability, cdiv, kept, next_power_of_2
 
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
-SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
+HELD = {"TOKENS": 64, "COLS": 512, "num_warps": 8, "num_stages": 3}
+HELD_PROGRAMS = 132
+"""Programs that walk over tokens, unless there are more parts: as many as are on the device at once."""
+SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4, "ALONG": False, "APART": False}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
+HOLDS = 9
+"""Major compute capability whose tensor cores read what a projection holds from shared memory."""
+MOST_HELD = 64
+"""Largest rank of what is held: shared memory has room for no more."""
+FARTHEST = 1 << 23
+"""Elements from one row to the next from which on a block of rows is too long for 32-bit places in it."""
+OVERLAPS_FROM = 9
+"""Major compute capability from which a kernel can be launched before the one ahead of it has ended."""
+OVERLAPPED: frozenset[str] = frozenset()
+"""Kernels of a layer that are launched so, of `project`, `scaled` and `units`."""
 
 
 def padded_rank(rank: int) -> int:
@@ -70,21 +84,34 @@ def _quantization(
     return Launch(quantize_kernel, (cdiv(tokens, block), 1), numbers, constants)
 
 
-def parts_of(cols: int) -> tuple[int, int]:
+def overlapping(kernel: str, device: torch.device) -> dict[str, bool]:
+    """Return what a kernel that may overlap with others is launched with: constants and options."""
+    able = device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM
+    early = {"launch_pdl": True} if able and kernel in OVERLAPPED else {}
+    return {"OVERLAP": able and bool(OVERLAPPED), **early}
+
+
+def holds(x: Tensor, rank: int) -> bool:
+    """Whether the projection of an input holds its factor, see `harness.kernels.triton.project`."""
+    if x.dtype == torch.float32 or x.stride(0) >= FARTHEST or rank > MOST_HELD:
+        return False
+    return x.is_cuda and capability(x.device)[0] == HOLDS
+
+
+def parts_of(cols: int, held: bool) -> tuple[int, int]:
     """Return into how many parts channels are cut, and how many channels a part has."""
-    span = cdiv(cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
+    span = HELD["COLS"] if held else cdiv(cdiv(cols, PARTS), PROJECT["COLS"]) * PROJECT["COLS"]
     return cdiv(cols, span), span
 
 
-def scratch_size(tokens: int, cols: int, rank: int) -> int:
+def scratch_size(tokens: int, cols: int, rank: int, parts: int) -> int:
     """Return how many numbers a projection leaves for quantizing, see `places_in` of the kernels."""
-    parts, _ = parts_of(cols)
     return parts * (tokens * rank + rank + tokens) + cols
 
 
 def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
     """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank], to be summed."""
-    parts, _ = parts_of(x.shape[1])
+    parts, _ = parts_of(x.shape[1], holds(x, len(down)))
     partial = torch.empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32, device=x.device)
     _project(x, down, smooth, partial, aside=False)
     return partial
@@ -92,23 +119,37 @@ def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
 
 def _project(x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, aside: bool) -> None:
     """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
-    tokens, cols = x.shape
-    kind = precision(x.dtype)
-    launch = _projection(tokens, cols, x.stride(0), down.shape[0], smooth is not None, kind, aside)
+    (tokens, cols), kind = x.shape, precision(x.dtype)
+    launch = _projection(
+        tokens,
+        cols,
+        x.stride(0),
+        down.shape[0],
+        smooth is not None,
+        kind,
+        aside,
+        holds(x, len(down)),
+        x.device,
+    )
     launch(scratch, x, smooth, down)
 
 
 @kept
 def _projection(
-    tokens: int, cols: int, x_stride: int, rank: int, smooth: bool, precision: str, aside: bool
-) -> Launch:
-    parts, span = parts_of(cols)
-    constants = {
-        "SMOOTH": smooth, "RANK": padded_rank(rank), "PRECISION": precision, "PEAKS": aside, "ASIDE": aside,
-        **PROJECT,
-    }  # fmt: skip
+    tokens: int, cols: int, x_stride: int, rank: int, smooth: bool, precision: str, aside: bool, held: bool,
+    device: torch.device,
+) -> Launch:  # fmt: skip
+    parts, span = parts_of(cols, held)
+    constants: dict[str, object] = {"SMOOTH": smooth, "RANK": padded_rank(rank), "ASIDE": aside}
+    constants |= overlapping("project", device)
+    if held:
+        blocks = cdiv(tokens, HELD["TOKENS"])
+        turns = cdiv(blocks, max(1, HELD_PROGRAMS // parts))
+        grid = cdiv(blocks, turns), parts
+        return Launch(project_held_kernel, grid, (tokens, cols, x_stride, rank), {**constants, **HELD})
     grid = cdiv(tokens, PROJECT["TOKENS"]) + aside, parts
-    return Launch(project_kernel, grid, (tokens, cols, x_stride, span, rank), constants)
+    constants["PRECISION"] = precision
+    return Launch(project_kernel, grid, (tokens, cols, x_stride, span, rank), {**constants, **PROJECT})
 
 
 def quantize_projected(
@@ -134,11 +175,14 @@ def quantize_projected(
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
     gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
-    scratch = torch.empty(scratch_size(tokens, cols, rank), dtype=torch.float32, device=x.device)
+    parts, _ = parts_of(cols, holds(x, rank))
+    room = scratch_size(tokens, cols, rank, parts)
+    scratch = torch.empty(room, dtype=torch.float32, device=x.device)
     _project(x, down, smooth, scratch, aside=True)
     launch = _quantization_of_parts(
-        tokens, cols, x.stride(0), wide, bits, grid, group, largest_k, smooth is not None, rank, append
-    )
+        tokens, cols, x.stride(0), wide, bits, grid, group, largest_k, smooth is not None, rank, append,
+        parts, x.device,
+    )  # fmt: skip
     launch(codes, row_scale, projected, gains, x, scratch)
     last = gains if projected is None else projected
     assert last is not None
@@ -148,12 +192,13 @@ def quantize_projected(
 @kept
 def _quantization_of_parts(
     tokens: int, cols: int, x_stride: int, out_stride: int, bits: int, grid: str, group: int, largest_k: int,
-    smooth: bool, rank: int, append: bool,
+    smooth: bool, rank: int, append: bool, parts: int, device: torch.device,
 ) -> Launch:  # fmt: skip
-    parts, _ = parts_of(cols)
     constants = {
         "BITS": bits, "GRID": grid, "GROUP": group, "LARGEST_K": largest_k, "SMOOTH": smooth, "RANK": rank,
-        "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": append, **SCALED,
+        "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": append,
+        **overlapping("scaled", device), **SCALED,
     }  # fmt: skip
-    blocks = cdiv(tokens, SCALED["TOKENS"]), cdiv(cols, SCALED["COLS"])
-    return Launch(scaled_kernel, blocks, (tokens, cols, x_stride, out_stride), constants)
+    along, blocks = cdiv(cols, SCALED["COLS"]) + SCALED["APART"], cdiv(tokens, SCALED["TOKENS"])
+    shape = (along, blocks) if SCALED["ALONG"] else (blocks, along)
+    return Launch(scaled_kernel, shape, (tokens, cols, x_stride, out_stride), constants)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -13,8 +11,8 @@ from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
 from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
-from harness.kernels.triton.inputs import padded_rank, precision
-from harness.kernels.triton.ready import Launch, cdiv, kept
+from harness.kernels.triton.inputs import overlapping, padded_rank, precision
+from harness.kernels.triton.ready import Launch, capability, cdiv, kept
 
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
@@ -113,6 +111,7 @@ def expand_float8(
     launch = _float8_expansion(
         rows, cols, words.shape[1], exponent.shape[1], wide, 0 if up is None else up.shape[1], rank, bits,
         whole, group, offset is not None, 2 if doubled else 1, fixed_offset, worth, bias is not None, branch,
+        device,
     )  # fmt: skip
     launch(out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains)
     return out, col_scale, bias_out, up_out
@@ -122,21 +121,22 @@ def expand_float8(
 def _float8_expansion(
     rows: int, cols: int, row_words: int, groups: int, wide: int, rank: int, padded: int, bits: int,
     whole: bool, group: int, stored: bool, multiplier: int, fixed_offset: float, worth: float, bias: bool,
-    branch: str,
+    branch: str, device: torch.device,
 ) -> Launch:  # fmt: skip
     span = cdiv(cols, cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
     fixed = fixed_offset * multiplier
+    early = overlapping("units", device) if branch == "append" else {"OVERLAP": False}
     numbers = (rows, cols, span, row_words, groups, wide, fixed, rank, worth, 0x3F800000)
     constants = {
         "BITS": bits, "WHOLE": whole, "GROUP": group, "STORED": stored, "MULTIPLIER": multiplier,
-        "BIAS": bias, "BRANCH": branch, "RANK": padded or 16, **UNITS,
+        "BIAS": bias, "BRANCH": branch, "RANK": padded or 16, **early, **UNITS,
     }  # fmt: skip
     return Launch(units_kernel, (cdiv(rows, UNITS["ROWS"]), cdiv(cols, span * 8)), numbers, constants)
 
 
 def has_copy_engine(x: Tensor) -> bool:
     """Whether the device copies tiles by descriptor (Hopper and later)."""
-    return x.is_cuda and _capability(x.device)[0] >= 9
+    return x.is_cuda and capability(x.device)[0] >= 9
 
 
 def linear_tile(tokens: int, kind: torch.dtype, tma: bool) -> dict[str, int]:
@@ -201,7 +201,7 @@ def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> boo
     if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
         return False
     fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0
-    return fits and _capability(codes.device) in VENDOR_PRODUCT
+    return fits and capability(codes.device) in VENDOR_PRODUCT
 
 
 def vendor_linear(
@@ -279,8 +279,3 @@ def _few_token_launches(
     }  # fmt: skip
     numbers = (tokens, outs, slots, row_words, groups)
     return arrange, Launch(gemv_kernel, (cdiv(outs, size["ROWS"]), blocks), numbers, constants)
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)

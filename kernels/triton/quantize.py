@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from harness.kernels.triton.project import after_others, places_in
+
 
 @triton.jit
 def round_even(x):
@@ -180,86 +182,19 @@ def quantize_kernel(
 
 
 @triton.jit
-def places_in(scratch, tokens, cols, parts, RANK: tl.constexpr):
-    """Return where in float32 scratch `project_kernel` puts what: the numbers of `scratch_size`.
-
-    In this order all but the last begin at multiples of 16 bytes whatever the number of tokens.
-
-    Returns:
-        partial [parts, tokens, RANK], norms [parts, RANK], inverses [cols], peaks [parts, tokens].
-    """
-    norms = scratch + tl.cast(tokens, tl.int64) * parts * RANK
-    inverses = norms + parts * RANK
-    return scratch, norms, inverses, inverses + cols
+def magnitudes(peaks, tokens, token, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr):
+    """Load the magnitudes of tokens in parts of the channels: float32 [TOKENS, PARTS_HELD]."""
+    part = tl.arange(0, PARTS_HELD)
+    held = (token < tokens)[:, None] & (part < PARTS)[None, :]
+    return tl.load(peaks + part[None, :] * tl.cast(tokens, tl.int64) + token[:, None], mask=held, other=0.0)
 
 
 @triton.jit
-def project_kernel(
-    scratch, x, smooth, down,
-    tokens, cols, x_stride, span, rank,
-    SMOOTH: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr, PEAKS: tl.constexpr,
-    ASIDE: tl.constexpr,
-    TOKENS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Low-rank down-projection `x / smooth @ down.T`, and the tokens' magnitudes, in parts of the channels.
-
-    Args:
-        scratch: float32, see `places_in`; the second axis of the grid is the part.
-            partial: summed by whoever reads it, in order, so that the result is the same every time. Zero
-            from `rank` on: a tensor core multiplies no fewer than 16, and blocks have powers of two.
-            peaks: largest |x / smooth|, NaN or infinite where x is; with `PEAKS`.
-            norms: sum of the magnitudes of each row of `down`; with `ASIDE`, for which the grid has one block
-            of tokens more.
-            inverses: `1 / smooth`; with `ASIDE`, too.
-        x: [tokens, cols], rows `x_stride` apart.
-        smooth: float16 [cols], with `SMOOTH`; it divides the factor here, which has fewer elements than x.
-        down: float16 [rank, cols].
-        span: channels per part, a multiple of COLS.
-    """
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    here = token < tokens
-    direction = tl.arange(0, RANK)
-    partial, norms, inverses, peaks = places_in(scratch, tokens, cols, tl.num_programs(1), RANK)
-    first = tl.program_id(1) * span
-    last = tl.minimum(first + span, cols)
-    if ASIDE and tl.program_id(0) * TOKENS >= tokens:
-        norm = tl.zeros((RANK,), tl.float32)
-        for offset in range(first, last, COLS):
-            col = offset + tl.arange(0, COLS)
-            held = (direction < rank)[:, None] & (col < cols)[None, :]
-            factor = tl.load(down + direction[:, None] * cols + col[None, :], mask=held, other=0.0)
-            norm += tl.sum(tl.abs(factor.to(tl.float32)), axis=1)
-            if SMOOTH:
-                divisor = tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
-                tl.store(inverses + col, tl.math.div_rn(1.0, divisor), mask=col < cols)
-        tl.store(norms + tl.program_id(1) * RANK + direction, norm)
-    else:
-        start = x + token.to(tl.int64)[:, None] * x_stride
-        product = tl.zeros((TOKENS, RANK), tl.float32)
-        peak = tl.zeros((TOKENS,), tl.float32)
-        for offset in range(first, last, COLS):
-            col = offset + tl.arange(0, COLS)
-            values = tl.load(start + col[None, :], mask=here[:, None] & (col < cols)[None, :], other=0.0)
-            held = (direction < rank)[None, :] & (col < cols)[:, None]
-            factor = tl.load(down + direction[None, :] * cols + col[:, None], mask=held, other=0.0)
-            factor = factor.to(tl.float32)
-            inverse = tl.full((COLS,), 1.0, tl.float32)
-            if SMOOTH:
-                inverse = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
-                factor *= inverse[:, None]
-            if PEAKS:
-                smoothed = values.to(tl.float32) * inverse[None, :]
-                peak = tl.maximum(peak, tl.max(tl.abs(smoothed), axis=1))
-            if PRECISION == "ieee":
-                product = tl.dot(values.to(tl.float32), factor, product, input_precision="ieee")
-            else:
-                product = tl.dot(values, factor.to(values.dtype), product)
-        where = (tl.program_id(1).to(tl.int64) * tokens + token)[:, None] * RANK + direction[None, :]
-        tl.store(partial + where, product, mask=here[:, None])
-        if PEAKS:
-            # A maximum loses a NaN; a sum of products does not.
-            poison = tl.sum(product - product, axis=1)
-            tl.store(peaks + tl.program_id(1).to(tl.int64) * tokens + token, peak + poison, mask=here)
+def scale_of(found, BITS: tl.constexpr, LARGEST_K: tl.constexpr):
+    """Return magnitude and scale of tokens, float32 both, from their `magnitudes`."""
+    top = tl.max(found, axis=1)
+    scale = tl.math.div_rn(top, ((1 << (BITS - 1)) - 1) * LARGEST_K * 1.0)
+    return top, tl.where(scale == 0.0, 1.0, scale)
 
 
 @triton.jit
@@ -268,7 +203,8 @@ def scaled_kernel(
     tokens, cols, x_stride, out_stride,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
-    APPEND: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
+    APPEND: tl.constexpr, OVERLAP: tl.constexpr, ALONG: tl.constexpr, APART: tl.constexpr,
+    TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Quantize to groups with scales of two levels, the tokens' magnitudes being known (`project_kernel`).
 
@@ -283,46 +219,54 @@ def scaled_kernel(
         scratch: float32, see `places_in`: norms with `APPEND`; inverses, what x is multiplied by, with
             `SMOOTH`.
         PARTS_HELD: a power of two, at least PARTS.
+        OVERLAP: whether kernels may overlap: with the projection, which x is older than, and with the next.
+        ALONG: whether neighbouring programs go along the channels, not the tokens.
+        APART: whether the first program of a block of tokens has their projection and no codes.
     """
     partial, norms, inverses, peaks = places_in(scratch, tokens, cols, PARTS, RANK)
     # Backwards: what was read last is still in the cache.
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    if ALONG:
+        index = tl.program_id(0)
+        block = tl.num_programs(1) - 1 - tl.program_id(1)
+    else:
+        index = tl.program_id(1)
+        block = tl.num_programs(0) - 1 - tl.program_id(0)
     token = block * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = here[:, None] & (col < cols)[None, :]
-    values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + col[None, :], mask=inside, other=0.0)
-    values = values.to(tl.float32)
-    if SMOOTH:
-        values *= tl.load(inverses + col, mask=col < cols, other=1.0)[None, :]
-    part = tl.arange(0, PARTS_HELD)
-    found = tl.load(
-        peaks + part[None, :] * tl.cast(tokens, tl.int64) + token[:, None],
-        mask=here[:, None] & (part < PARTS)[None, :],
-        other=0.0,
-    )
-    # Bits of numbers that are not negative are in the numbers' order, and those of a NaN above all.
-    bits = tl.max(found.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
-    top = bits.to(tl.float32, bitcast=True)
-    largest: tl.constexpr = (1 << (BITS - 1)) - 1
-    scale = tl.math.div_rn(top, largest * LARGEST_K * 1.0)
-    scale = tl.where(scale == 0.0, 1.0, scale)
-    code = grouped_codes(
-        values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH, TOKENS, COLS,
-    )  # fmt: skip
-    tl.store(codes + token.to(tl.int64)[:, None] * out_stride + col[None, :], code, mask=inside)
-    if tl.program_id(1) == 0:
-        tl.store(row_scale + token, scale + (top - top), mask=here)
+    if not APART or index > 0:
+        col = (index - APART) * COLS + tl.arange(0, COLS)
+        inside = here[:, None] & (col < cols)[None, :]
+        values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + col[None, :], mask=inside, other=0.0)
+        after_others(OVERLAP)
+        found = magnitudes(peaks, tokens, token, PARTS, PARTS_HELD)
+        values = values.to(tl.float32)
+        if SMOOTH:
+            values *= tl.load(inverses + col, mask=col < cols, other=1.0)[None, :]
+        top, scale = scale_of(found, BITS, LARGEST_K)
+        largest: tl.constexpr = (1 << (BITS - 1)) - 1
+        code = grouped_codes(
+            values, scale, top, GRID, largest, GROUP, LARGEST_K, codes.dtype.element_ty, not SMOOTH,
+            TOKENS, COLS,
+        )  # fmt: skip
+        tl.store(codes + token.to(tl.int64)[:, None] * out_stride + col[None, :], code, mask=inside)
+    elif APART:
+        after_others(OVERLAP)
+    if index == 0:
+        found = magnitudes(peaks, tokens, token, PARTS, PARTS_HELD)
         direction = tl.arange(0, RANK)
         where = token.to(tl.int64)[:, None] * RANK + direction[None, :]
         total = tl.zeros((TOKENS, RANK), tl.float32)
-        for index in tl.static_range(PARTS):
-            each = partial + index * tl.cast(tokens, tl.int64) * RANK + where
+        for part in tl.static_range(PARTS):
+            each = partial + part * tl.cast(tokens, tl.int64) * RANK + where
             total += tl.load(each, mask=here[:, None], other=0.0)
+        top, scale = scale_of(found, BITS, LARGEST_K)
+        # A maximum loses a NaN; a sum of products does not.
+        poison = (top - top) + tl.sum(total - total, axis=1)
+        tl.store(row_scale + token, scale + poison, mask=here)
         if APPEND:
             norm = tl.zeros((RANK,), tl.float32)
-            for index in tl.static_range(PARTS):
-                norm += tl.load(norms + index * RANK + direction)
+            for part in tl.static_range(PARTS):
+                norm += tl.load(norms + part * RANK + direction)
             gain = gain_of(norm)
             if block == 0:
                 tl.store(gains + direction, gain)

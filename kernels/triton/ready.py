@@ -45,6 +45,12 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return a CUDA device's compute capability."""
+    return torch.cuda.get_device_capability(device)
+
+
 class Launch:
     """A kernel with everything it is launched with but its tensors.
 

@@ -15,9 +15,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
-from harness.kernels.triton import expand, gemm, gemv, quantize
+from harness.kernels.triton import expand, gemm, gemv, project, quantize
 
 FLOAT8_FROM = 89
+OVERLAP_FROM = 90
+HOLDING = 90
 SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "groups"}
 """Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
 
@@ -75,21 +77,22 @@ def quantizations(arch: int) -> Iterator[Case]:
             }  # fmt: skip
             yield quantize.quantize_kernel, signature, constants, 4
             if grouped:
-                yield from after_projection(grid, codes, x, constants["LARGEST_K"])
+                yield from after_projection(arch, grid, codes, x, constants["LARGEST_K"])
     for x, both in (("bf16", True), ("fp16", False), ("fp32", True)):
         signature = {
             "scratch": "*fp32", "x": f"*{x}", "smooth": "*fp16", "down": "*fp16", "span": "i32",
             "rank": "i32", **sizes,
         }  # fmt: skip
         precision = "ieee" if x == "fp32" else "same"
-        constants = {
-            "SMOOTH": True, "RANK": 32, "PRECISION": precision, "PEAKS": both, "ASIDE": both, "TOKENS": 64,
-            "COLS": 64,
-        }  # fmt: skip
-        yield quantize.project_kernel, signature, constants, 4
+        common = {"SMOOTH": True, "RANK": 32, "ASIDE": both, "OVERLAP": arch >= OVERLAP_FROM}
+        constants = {**common, "PRECISION": precision, "TOKENS": 64, "COLS": 64}
+        yield project.project_kernel, signature, constants, 4
+        if arch == HOLDING and x != "fp32":
+            held = {name: kind for name, kind in signature.items() if name != "span"}
+            yield project.project_held_kernel, held, {**common, "TOKENS": 64, "COLS": 512}, 8
 
 
-def after_projection(grid: str, codes: str, x: str, largest_k: int) -> Iterator[Case]:
+def after_projection(arch: int, grid: str, codes: str, x: str, largest_k: int) -> Iterator[Case]:
     """Quantization with the tokens' magnitudes known, the projection beside the codes or among them."""
     for append in (False, True) if grid == "e8m0" else (False,):
         signature = {
@@ -100,6 +103,7 @@ def after_projection(grid: str, codes: str, x: str, largest_k: int) -> Iterator[
         constants = {
             "BITS": 4, "GRID": grid, "GROUP": 64, "LARGEST_K": largest_k, "SMOOTH": x != "fp16", "RANK": 32,
             "PARTS": 8, "PARTS_HELD": 8, "APPEND": append, "TOKENS": 8, "COLS": 1024,
+            "OVERLAP": arch >= OVERLAP_FROM, "ALONG": append, "APART": append,
         }  # fmt: skip
         yield quantize.scaled_kernel, signature, constants, 4
 
@@ -124,6 +128,7 @@ def float8_expansions(arch: int) -> Iterator[Case]:
         constants = {
             "BITS": bits, "WHOLE": bits != 3, "GROUP": 64, "STORED": bits == 3, "BIAS": True,
             "BRANCH": branch, "MULTIPLIER": 2 if bits == 2 else 1, "RANK": 32, "ROWS": 8, "WORDS": 128,
+            "OVERLAP": branch == "append" and arch >= OVERLAP_FROM,
         }  # fmt: skip
         yield expand.units_kernel, signature, constants, 4
 

@@ -323,3 +323,37 @@ def test_training_and_the_default_on_a_cpu_take_the_reference() -> None:
         assert layer.road(x[:0]) == "reference"
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):
         dispatch.set_backend("cuda")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cuts", [{}, {"ALONG": True}, {"APART": True}, {"ALONG": True, "APART": True}])
+@pytest.mark.parametrize("append", [False, True])
+def test_a_projection_that_holds_its_factor(
+    append: bool, cuts: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.kernels.triton import inputs
+
+    launches = (inputs._projection, inputs._quantization_of_parts)
+    monkeypatch.setattr(inputs, "holds", lambda *_: True)
+    monkeypatch.setattr(inputs, "HELD", {**inputs.HELD, "TOKENS": 16, "COLS": 64})
+    monkeypatch.setattr(inputs, "HELD_PROGRAMS", 6)  # of which each walks over two blocks of tokens or three
+    monkeypatch.setattr(inputs, "SCALED", {**inputs.SCALED, "COLS": 128, **cuts})
+    x = (normal(75, 200) * torch.exp(2 * normal(75, 1, seed=1))).half()
+    down, smooth = (0.1 * normal(12, 200, seed=2)).half(), (normal(200, seed=3).abs() + 0.5).half()
+    act = ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0")
+    for each in launches:
+        each.cache_clear()
+    try:
+        for divisor in (None, smooth):
+            wanted = act.codes(x.float() if divisor is None else x.float() * (1 / divisor.float()))
+            factor = down.double() if divisor is None else down.double() / divisor.double()
+            codes, scale, last = inputs.quantize_projected(x, 4, "e8m0", down, smooth=divisor, append=append)
+            assert torch.equal(scale, wanted.scale[:, 0])
+            ours = codes[:, :200].float() != wanted.products.float()
+            assert ours.float().mean() <= (0 if divisor is None else 1e-3)
+            if append:
+                assert torch.equal(last[:12], 2 ** torch.floor(torch.log2(63 / down.float().abs().sum(1))))
+                last = codes[:, 200:].float().view(75, 4, 16)[:, :2].sum(1) * scale[:, None] / last
+            assert relative(last[:, :12], x.double() @ factor.T) < 4e-3
+    finally:
+        for each in launches:
+            each.cache_clear()
