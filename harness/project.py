@@ -144,7 +144,8 @@ class ModelSession:
         self._notes: dict[str, dict[str, Any]] = {}
 
     @property
-    def _denoiser(self) -> Any:
+    def denoiser(self) -> Any:
+        """The network that is quantized, its target layers packed once that was done."""
         return getattr(self._pipeline, self._card.denoiser)
 
     def _training_prompts(self, count: int) -> Sequence[Prompt]:
@@ -169,7 +170,7 @@ class ModelSession:
         from harness.calibrate import record_calibration
         from harness.models.roles import targets
 
-        names = [target.name for target in targets(self._card, self._denoiser, 8, 8, self._policy)]
+        names = [target.name for target in targets(self._card, self.denoiser, 8, 8, self._policy)]
         budget = int(self._protocol["calibration_mib"]) * 2**20
         stream = record_calibration(self._pipeline, self._card, names, list(prompts), self._seed, budget)
         stream.save(path)
@@ -183,14 +184,14 @@ class ModelSession:
         from harness.methods.contract import QuantizeJob
         from harness.models.roles import hidden_width, targets
 
-        self._targets = targets(self._card, self._denoiser, *bits, self._policy)
+        self._targets = targets(self._card, self.denoiser, *bits, self._policy)
         job = QuantizeJob(
-            denoiser=self._denoiser,
+            denoiser=self.denoiser,
             targets=self._targets,
             calibration=None
             if calibration is None
-            else Calibration.load(calibration).on(self._denoiser.device),
-            width=hidden_width(self._denoiser),
+            else Calibration.load(calibration).on(self.denoiser.device),
+            width=hidden_width(self.denoiser),
             embedded=self._card.embedded,
             seed=self._seed,
             teacher=self._teacher(),
@@ -201,7 +202,7 @@ class ModelSession:
         registry.get(method.name).quantize(job, config)
         seconds = time.perf_counter() - started
         self._notes = job.notes
-        check_packed(self._denoiser, [target.name for target in self._targets])
+        check_packed(self.denoiser, [target.name for target in self._targets])
         return seconds
 
     def save(self, folder: Path) -> Quantized:
@@ -209,8 +210,8 @@ class ModelSession:
         from harness.kernels.checkpoint import checkpoint_bytes, save_checkpoint
         from harness.kernels.ledger import build_ledger
 
-        ledger = build_ledger(self._denoiser, self._targets, self._notes)
-        save_checkpoint(self._denoiser, folder)
+        ledger = build_ledger(self.denoiser, self._targets, self._notes)
+        save_checkpoint(self.denoiser, folder)
         (folder / "ledger.json").write_text(json.dumps(ledger.to_json(), indent=1) + "\n", encoding="utf-8")
         return Quantized(ledger.effective_bits, ledger.weight_bytes, checkpoint_bytes(folder))
 
@@ -219,10 +220,10 @@ class ModelSession:
         from harness.kernels.checkpoint import load_checkpoint
         from harness.methods.libraries.layer import restore
 
-        self._reference = copy.deepcopy(self._denoiser)
+        self._reference = copy.deepcopy(self.denoiser)
         try:
-            load_checkpoint(self._denoiser, folder)
-            restore(self._denoiser)
+            load_checkpoint(self.denoiser, folder)
+            restore(self.denoiser)
         except ValueError as error:
             raise CellError("corrupt", f"the checkpoint cannot be loaded: {error}") from error
 
@@ -236,7 +237,7 @@ class ModelSession:
         """Return the kernels each packed layer ran in the last forward, by layer."""
         from harness.kernels.roads import roads_taken
 
-        return roads_taken(self._denoiser)
+        return roads_taken(self.denoiser)
 
     def measure(self, prompts: Sequence[Prompt]) -> Measurement:
         """Time a step for the first prompt in turns with the unquantized one; memory; errors by step."""
@@ -250,7 +251,7 @@ class ModelSession:
         if self._reference is not None:
             beside = copy.copy(self._pipeline)
             setattr(beside, self._card.denoiser, self._reference)
-            errors = step_errors(beside, self._card, self._denoiser, prompts, self._seed)
+            errors = step_errors(beside, self._card, self.denoiser, prompts, self._seed)
         ours = theirs = denoiser_call(self._pipeline, self._card, timed, self._seed)
         if self._reference is not None:
             theirs = denoiser_call(beside, self._card, timed, self._seed)
@@ -260,7 +261,7 @@ class ModelSession:
             step_ms_lo=times.quantized.lo,
             step_ms_hi=times.quantized.hi,
             step_ms_ref=times.reference.median,
-            peak_bytes=forward_peak_bytes(ours, self._device, module_bytes(self._denoiser)),
+            peak_bytes=forward_peak_bytes(ours, self._device, module_bytes(self.denoiser)),
             environment=environment(),
             step_ratio=times.ratio.median,
             step_ratio_lo=times.ratio.lo,

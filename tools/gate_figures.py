@@ -93,7 +93,7 @@ class Bench:
         """Return the quantized session with `fault` applied to each layer with a branch."""
         session: Any = WORLD.open(self.setting)
         session.load(self.cell.files.checkpoint)
-        for layer in session._denoiser.modules():
+        for layer in session.denoiser.modules():
             if isinstance(layer, PackedLayer) and layer.branch is not None:
                 fault(layer)
         return session
