@@ -12,10 +12,10 @@ from harness.kernels.triton.ready import Launch, capability, cdiv, kept, next_po
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
-HELD = {"TOKENS": 64, "COLS": 512, "num_warps": 8, "num_stages": 3}
-HELD_PROGRAMS = 132
-"""Programs that walk over tokens, unless there are more parts: as many as are on the device at once."""
-SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4, "ALONG": False, "APART": False}
+HELD = {"TOKENS": 64, "COLS": 256, "num_warps": 4, "num_stages": 2}
+HELD_PROGRAMS = 528
+"""Programs that walk over tokens, unless there are more parts: four for each processor of a Hopper."""
+SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 HOLDS = 9
 """Major compute capability whose tensor cores read what a projection holds from shared memory."""
@@ -25,8 +25,10 @@ FARTHEST = 1 << 23
 """Elements from one row to the next from which on a block of rows is too long for 32-bit places in it."""
 OVERLAPS_FROM = 9
 """Major compute capability from which a kernel can be launched before the one ahead of it has ended."""
-OVERLAPPED: frozenset[str] = frozenset()
-"""Kernels of a layer that are launched so, of `project`, `scaled` and `units`."""
+OVERLAPPED = frozenset({"scaled", "units"})
+"""Kernels of a layer that are launched so; `project` lets the next begin, and waits like any other itself."""
+OVERLAPPED_COLS = 8192
+"""Channels up to which they are: programs that wait take room from those of a long projection."""
 
 
 def padded_rank(rank: int) -> int:
@@ -84,11 +86,10 @@ def _quantization(
     return Launch(quantize_kernel, (cdiv(tokens, block), 1), numbers, constants)
 
 
-def overlapping(kernel: str, device: torch.device) -> dict[str, bool]:
+def overlapping(kernel: str, cols: int, device: torch.device) -> dict[str, bool]:
     """Return what a kernel that may overlap with others is launched with: constants and options."""
-    able = device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM
-    early = {"launch_pdl": True} if able and kernel in OVERLAPPED else {}
-    return {"OVERLAP": able and bool(OVERLAPPED), **early}
+    able = device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM and cols <= OVERLAPPED_COLS
+    return {"OVERLAP": able, **({"launch_pdl": True} if able and kernel in OVERLAPPED else {})}
 
 
 def holds(x: Tensor, rank: int) -> bool:
@@ -120,17 +121,8 @@ def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
 def _project(x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, aside: bool) -> None:
     """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
     (tokens, cols), kind = x.shape, precision(x.dtype)
-    launch = _projection(
-        tokens,
-        cols,
-        x.stride(0),
-        down.shape[0],
-        smooth is not None,
-        kind,
-        aside,
-        holds(x, len(down)),
-        x.device,
-    )
+    held, smoothed, rank = holds(x, len(down)), smooth is not None, down.shape[0]
+    launch = _projection(tokens, cols, x.stride(0), rank, smoothed, kind, aside, held, x.device)
     launch(scratch, x, smooth, down)
 
 
@@ -141,7 +133,7 @@ def _projection(
 ) -> Launch:  # fmt: skip
     parts, span = parts_of(cols, held)
     constants: dict[str, object] = {"SMOOTH": smooth, "RANK": padded_rank(rank), "ASIDE": aside}
-    constants |= overlapping("project", device)
+    constants |= overlapping("project", cols, device)
     if held:
         blocks = cdiv(tokens, HELD["TOKENS"])
         turns = cdiv(blocks, max(1, HELD_PROGRAMS // parts))
@@ -197,8 +189,7 @@ def _quantization_of_parts(
     constants = {
         "BITS": bits, "GRID": grid, "GROUP": group, "LARGEST_K": largest_k, "SMOOTH": smooth, "RANK": rank,
         "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": append,
-        **overlapping("scaled", device), **SCALED,
+        **overlapping("scaled", cols, device), **SCALED,
     }  # fmt: skip
-    along, blocks = cdiv(cols, SCALED["COLS"]) + SCALED["APART"], cdiv(tokens, SCALED["TOKENS"])
-    shape = (along, blocks) if SCALED["ALONG"] else (blocks, along)
-    return Launch(scaled_kernel, shape, (tokens, cols, x_stride, out_stride), constants)
+    programs = (cdiv(cols, SCALED["COLS"]) + 1) * cdiv(tokens, SCALED["TOKENS"])
+    return Launch(scaled_kernel, (programs, 1), (tokens, cols, x_stride, out_stride), constants)

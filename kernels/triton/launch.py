@@ -125,7 +125,7 @@ def _float8_expansion(
 ) -> Launch:  # fmt: skip
     span = cdiv(cols, cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
     fixed = fixed_offset * multiplier
-    early = overlapping("units", device) if branch == "append" else {"OVERLAP": False}
+    early = overlapping("units", cols, device) if branch == "append" else {"OVERLAP": False}
     numbers = (rows, cols, span, row_words, groups, wide, fixed, rank, worth, 0x3F800000)
     constants = {
         "BITS": bits, "WHOLE": whole, "GROUP": group, "STORED": stored, "MULTIPLIER": multiplier,

@@ -203,8 +203,7 @@ def scaled_kernel(
     tokens, cols, x_stride, out_stride,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,
-    APPEND: tl.constexpr, OVERLAP: tl.constexpr, ALONG: tl.constexpr, APART: tl.constexpr,
-    TOKENS: tl.constexpr, COLS: tl.constexpr,
+    APPEND: tl.constexpr, OVERLAP: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Quantize to groups with scales of two levels, the tokens' magnitudes being known (`project_kernel`).
 
@@ -220,21 +219,18 @@ def scaled_kernel(
             `SMOOTH`.
         PARTS_HELD: a power of two, at least PARTS.
         OVERLAP: whether kernels may overlap: with the projection, which x is older than, and with the next.
-        ALONG: whether neighbouring programs go along the channels, not the tokens.
-        APART: whether the first program of a block of tokens has their projection and no codes.
+
+    The grid is one axis: of each block of tokens one program for their projection, then those for codes.
     """
     partial, norms, inverses, peaks = places_in(scratch, tokens, cols, PARTS, RANK)
-    # Backwards: what was read last is still in the cache.
-    if ALONG:
-        index = tl.program_id(0)
-        block = tl.num_programs(1) - 1 - tl.program_id(1)
-    else:
-        index = tl.program_id(1)
-        block = tl.num_programs(0) - 1 - tl.program_id(0)
+    # Backwards, and channels before tokens: what was read last is still in the cache.
+    along = (cols + COLS - 1) // COLS + 1
+    block = tl.num_programs(0) // along - 1 - tl.program_id(0) // along
+    index = tl.program_id(0) % along
     token = block * TOKENS + tl.arange(0, TOKENS)
     here = token < tokens
-    if not APART or index > 0:
-        col = (index - APART) * COLS + tl.arange(0, COLS)
+    if index > 0:
+        col = (index - 1) * COLS + tl.arange(0, COLS)
         inside = here[:, None] & (col < cols)[None, :]
         values = tl.load(x + token.to(tl.int64)[:, None] * x_stride + col[None, :], mask=inside, other=0.0)
         after_others(OVERLAP)
@@ -249,9 +245,8 @@ def scaled_kernel(
             TOKENS, COLS,
         )  # fmt: skip
         tl.store(codes + token.to(tl.int64)[:, None] * out_stride + col[None, :], code, mask=inside)
-    elif APART:
+    else:
         after_others(OVERLAP)
-    if index == 0:
         found = magnitudes(peaks, tokens, token, PARTS, PARTS_HELD)
         direction = tl.arange(0, RANK)
         where = token.to(tl.int64)[:, None] * RANK + direction[None, :]

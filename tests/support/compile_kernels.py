@@ -103,7 +103,7 @@ def after_projection(arch: int, grid: str, codes: str, x: str, largest_k: int) -
         constants = {
             "BITS": 4, "GRID": grid, "GROUP": 64, "LARGEST_K": largest_k, "SMOOTH": x != "fp16", "RANK": 32,
             "PARTS": 8, "PARTS_HELD": 8, "APPEND": append, "TOKENS": 8, "COLS": 1024,
-            "OVERLAP": arch >= OVERLAP_FROM, "ALONG": append, "APART": append,
+            "OVERLAP": arch >= OVERLAP_FROM,
         }  # fmt: skip
         yield quantize.scaled_kernel, signature, constants, 4
 
