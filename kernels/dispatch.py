@@ -284,10 +284,13 @@ def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
 
 
 def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
-    smooth = layer.smooth
-    values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
+    smooth, branch = layer.smooth, plan.branch
     assert plan.few is not None
     assert isinstance(plan.weight, UniformWeight)
+    if len(tokens) == 1 and plan.few.single and (branch is None or branch.rank <= MOST_APPENDED):
+        factors = (None, None) if branch is None else (branch.down, branch.up)
+        return plan.few.multiply_one(tokens, plan.weight, layer.bias, smooth, *factors)
+    values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
     y = plan.few.multiply(values.contiguous(), plan.weight, layer.bias)
     return _with_branch(layer, values, y)
 

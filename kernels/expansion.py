@@ -134,11 +134,31 @@ class FewTokenWeight(NamedTuple):
         bits: as in `Codes`, and so are the next two.
         group: see above; all columns for one scale per row.
         fixed: see above.
+        single: whether one token has a kernel of its own.
     """
 
     bits: int
     group: int
     fixed: float
+    single: bool
+
+    def multiply_one(
+        self,
+        x: Tensor,
+        weight: UniformWeight,
+        bias: Tensor | None,
+        smooth: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
+    ) -> Tensor:
+        """Return all of a layer's output for one token, see `harness.kernels.triton.ops.single`."""
+        from harness.kernels.triton import ops
+
+        y: Tensor = ops.single(
+            x, weight.packed, weight.scale, self.bits, self.group, weight.zero, self.fixed, bias, smooth,
+            down, up,
+        )  # fmt: skip
+        return y
 
     def multiply(self, x: Tensor, weight: UniformWeight, bias: Tensor | None) -> Tensor:
         """Return the product of few tokens with the weight, see `harness.kernels.triton.ops.gemv`."""
@@ -206,7 +226,9 @@ def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
         return None
     fixed = 0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid)
     whole = fixed.is_integer() if weight.zero is None else not weight.zero.is_floating_point()
-    return FewTokenWeight(weight.bits, group, fixed) if whole else None
+    # Lanes read 32 columns each, and of 3 bits two words of one plane.
+    single = weight.cols % (64 if weight.bits == 3 else 32) == 0 and (group % 32 == 0 or group >= weight.cols)
+    return FewTokenWeight(weight.bits, group, fixed, single) if whole else None
 
 
 def _float_codes(weight: PackedWeight) -> Codes:

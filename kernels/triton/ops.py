@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C import _is_tracing, _len_torch_dispatch_stack
 from torch._C._functorch import peek_interpreter_stack
 
-from harness.kernels.triton import inputs, launch
+from harness.kernels.triton import few, inputs, launch
 
 LIBRARY: Any = torch.library.Library("harness", "FRAGMENT")  # type: ignore[no-untyped-call]
 PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
@@ -354,3 +354,32 @@ def _(
     fixed_offset: float, bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], packed.shape[0])
+
+
+@custom_op()
+def single(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bits: int,
+    group: int,
+    zero: Tensor | None,
+    fixed_offset: float,
+    bias: Tensor | None,
+    smooth: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
+) -> Tensor:
+    """Multiply one token [1, cols] with packed rows and add its branch, see `single_kernel`: [1, outs]."""
+    return few.single(
+        x, packed, scale, bits, group=group, zero=zero, fixed_offset=fixed_offset, bias=bias, smooth=smooth,
+        down=down, up=up,
+    )  # fmt: skip
+
+
+@single.register_fake
+def _(
+    x: Tensor, packed: Tensor, scale: Tensor, bits: int, group: int, zero: Tensor | None, fixed_offset: float,
+    bias: Tensor | None, smooth: Tensor | None, down: Tensor | None, up: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(1, packed.shape[0])

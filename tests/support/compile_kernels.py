@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
-from harness.kernels.triton import expand, gemm, gemv, project, quantize
+from harness.kernels.triton import expand, gemm, gemv, project, quantize, single
 
 FLOAT8_FROM = 89
 OVERLAP_FROM = 90
@@ -172,6 +172,29 @@ def products(arch: int) -> Iterator[Case]:
             yield gemv.arrange_kernel, signature, constants, 4
 
 
+def one_token(arch: int) -> Iterator[Case]:
+    """Every width, with a branch and without, in whole chunks of columns and not."""
+    for bits, kind, branch in ((4, "bf16", True), (4, "fp16", False), (3, "bf16", True), (2, "bf16", False)):
+        both = {"BITS": bits, "BRANCH": branch, "RANK": 32, "OVERLAP": arch >= OVERLAP_FROM}
+        signature = {
+            "halves": "*i32", "unit": "*fp32", "total": "*i32", "x": f"*{kind}", "cols": "i32", "rank": "i32",
+        }  # fmt: skip
+        signature |= {"projected": "*fp32", "down": "*fp16", "smooth": "*fp16"} if branch else {}
+        yield single.split_kernel, signature, {**both, "SMOOTH": branch, "AT_ONCE": 8}, 2
+        signature = {
+            "out": f"*{kind}", "halves": "*i32", "unit": "*fp32", "total": "*i32", "packed": "*i32",
+            "scale": "*fp16", "outs": "i32", "cols": "i32", "row_words": "i32", "groups": "i32",
+            "turns": "i32", "rank": "i32",
+        }  # fmt: skip
+        signature |= {"zero": "*u8"} if bits < 4 else {}
+        signature |= {"projected": "*fp32", "up": "*fp16", "bias": "*fp16"} if branch else {}
+        constants = {
+            **both, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "PARTS": 12, "EVEN": branch,
+            "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "ROWS": 8, "CHUNKS": 3,
+        }  # fmt: skip
+        yield single.single_kernel, signature, constants, 4
+
+
 def compile_case(arch: int, case: Case) -> None:
     """Compile one kernel to machine code."""
     kernel, signature, constants, warps = case
@@ -192,7 +215,13 @@ def compile_case(arch: int, case: Case) -> None:
 def main() -> None:
     """Compile all; the number printed is how many there were."""
     arch = int(sys.argv[1])
-    cases = [*expansions(arch), *float8_expansions(arch), *quantizations(arch), *products(arch)]
+    cases = [
+        *expansions(arch),
+        *float8_expansions(arch),
+        *quantizations(arch),
+        *products(arch),
+        *one_token(arch),
+    ]
     for case in cases:
         compile_case(arch, case)
     print(len(cases))

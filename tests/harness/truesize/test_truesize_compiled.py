@@ -37,7 +37,7 @@ def call_of(recipe: Recipe) -> dict[str, Any]:
 @pytest.fixture
 def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU take the GPU's roads, with kernels that return tensors of the right shape."""
-    from harness.kernels.triton import inputs, launch
+    from harness.kernels.triton import few, inputs, launch
 
     def quantize_projected(x: Tensor, bits: int, grid: str, down: Tensor, **_: Any) -> tuple[Tensor, ...]:
         rank = inputs.padded_rank(len(down))
@@ -50,7 +50,7 @@ def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def linear(codes: Tensor, weight: Tensor, *_: Any, dtype: torch.dtype, **__: Any) -> Tensor:
         return torch.zeros(len(codes), len(weight), dtype=dtype)
 
-    def gemv(x: Tensor, packed: Tensor, *_: Any, **__: Any) -> Tensor:
+    def single(x: Tensor, packed: Tensor, *_: Any, **__: Any) -> Tensor:
         return x.new_zeros(len(x), len(packed))
 
     def expand_float8(
@@ -68,8 +68,9 @@ def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return units, torch.zeros(rows), bias.to(dtype), torch.zeros(rows, rank, dtype=dtype)
 
     monkeypatch.setattr(inputs, "quantize_projected", quantize_projected)
-    for made in (expand_float8, linear, gemv):
+    for made in (expand_float8, linear):
         monkeypatch.setattr(launch, made.__name__, made)
+    monkeypatch.setattr(few, "single", single)
     monkeypatch.setattr(dispatch, "INTERPRETED", True)
 
 
@@ -94,9 +95,9 @@ def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
         denoiser(**call_of(recipe))
     torch._dynamo.reset()
     products = dict.fromkeys(("expand_float8", "quantize_projected", "scaled_linear"), 8)
-    assert graphs[0] == products | {"gemv": 2}  # q k v, out, up, down of two streams; two modulations
+    assert graphs[0] == products | {"single": 2}  # q k v, out, up, down of two streams; two modulations
     # The first single block is given whole tensors, the others what was cut out of the former's output.
-    assert graphs[1:] == [dict.fromkeys(products, 3) | {"gemv": 1}] * 2
+    assert graphs[1:] == [dict.fromkeys(products, 3) | {"single": 1}] * 2
 
 
 def test_projections_of_one_input_become_one_layer_without_a_change_of_values(tmp_path: Path) -> None:

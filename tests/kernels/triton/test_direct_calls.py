@@ -23,13 +23,14 @@ pytestmark = pytest.mark.skipif(
     not dispatch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1",
     reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
 )
-ROADS = ["int8", "int8 tokens", "fp8", "fp8 appended", "gemv", "expand"]
+ROADS = ["int8", "int8 tokens", "fp8", "fp8 appended", "gemv", "gemv token", "expand"]
 OPS = {
     "int8": ["quantize_projected", "expand", "scaled_linear"],
     "int8 tokens": ["quantize_tokens", "project", "expand", "scaled_linear"],
     "fp8": ["quantize_projected", "expand_float8", "scaled_linear"],
     "fp8 appended": ["quantize_projected", "expand_float8", "scaled_linear"],
     "gemv": ["gemv"],
+    "gemv token": ["single"],
     "expand": ["expand"],
 }
 
@@ -47,7 +48,7 @@ def uniform(bits: int, group: int | None, scales: str = "float", seed: int = 0) 
 
 def layer_of(road: str, seed: int = 0) -> PackedLinear:
     parts: dict[str, Any] = {"bias": normal(20, seed=seed + 1)}
-    if road in {"gemv", "expand"}:
+    if road in {"gemv", "gemv token", "expand"}:
         return PackedLinear(uniform(4, 64, seed=seed), **parts)
     parts["branch"] = LowRankBranch(0.1 * normal(5, 128, seed=seed + 2), 0.3 * normal(20, 5, seed=seed + 3))
     parts["smooth"] = normal(128, seed=seed + 4).abs() + 0.5
@@ -59,6 +60,8 @@ def layer_of(road: str, seed: int = 0) -> PackedLinear:
 
 
 def input_of(road: str) -> Tensor:
+    if road == "gemv token":
+        return normal(1, 128, seed=6).half()
     return normal(4, 128, seed=6).to(torch.float16 if road == "gemv" else torch.float32)
 
 

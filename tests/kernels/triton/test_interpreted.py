@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
@@ -256,7 +258,7 @@ def test_a_branch_in_columns_compiled_in_one_graph(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(("grid", "group"), [("asymmetric", 64), ("narrow", 32), ("asymmetric", None)])
-@pytest.mark.parametrize("tokens", [1, 3, 16])
+@pytest.mark.parametrize("tokens", [3, 16])
 def test_few_tokens(bits: int, grid: str, group: int | None, tokens: int) -> None:
     layer = PackedLinear(uniform(normal(21, 704), bits, grid, group), bias=normal(21, seed=1))
     x = normal(tokens, 704, seed=2).half()
@@ -265,6 +267,40 @@ def test_few_tokens(bits: int, grid: str, group: int | None, tokens: int) -> Non
     assert layer.road_taken == "gemv"
     # A weight is rounded to 11 bits once, and so is the output.
     assert relative(y.float(), layer.reference(x.float())) < 4e-4
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("cols", "group"), [(192, 64), (1152, 128), (2048, None), (5120, 32)])
+@pytest.mark.parametrize("rank", [0, 5, 40])
+def test_one_token(bits: int, cols: int, group: int | None, rank: int) -> None:
+    grid = "narrow" if rank == 5 else "asymmetric"
+    branch = LowRankBranch(normal(rank, cols, seed=3), normal(21, rank, seed=4)) if rank else None
+    smooth = normal(cols, seed=5).abs() + 0.5 if rank == 40 else None
+    weight = uniform(normal(21, cols), bits, grid, group)
+    layer = PackedLinear(weight, bias=normal(21, seed=1), branch=branch, smooth=smooth)
+    x = (normal(1, 2, cols, seed=2) * torch.exp(2 * normal(1, 1, cols, seed=6))).half()
+    seen: list[str] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), dispatch.use_backend("triton"), Seen():
+        y = layer(x[:, 1])
+    assert layer.road_taken == "gemv"
+    assert "harness.single.default" in seen
+    # The output is rounded to 11 bits; the input's integers have 15.
+    assert relative(y.float(), layer.reference(x[:, 1].float())) < 4e-4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_token_that_is_not_finite_shows(value: float) -> None:
+    layer, x = PackedLinear(uniform(normal(21, 1152), 4, "narrow", 64)), torch.zeros(1, 1152).half()
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        assert torch.equal(layer(x), torch.zeros(1, 21).half())
+        x[0, 1100] = value
+        assert not torch.isfinite(layer(x)).any()
 
 
 def test_few_tokens_that_the_kernel_does_not_take() -> None:
