@@ -14,7 +14,7 @@ CHUNK = LANES.value * RUN.value
 MOST_CHUNKS = 4
 """Chunks that are asked for before the first is used."""
 SPLIT = {"AT_ONCE": 8, "num_warps": 2}
-SINGLE = {"ROWS": 8, "num_warps": 4}
+SINGLE = {"ROWS": 8, "LATE": False, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 WHOLE_ROW = 1 << 30
 """Lanes that share a scale where a row has one."""

@@ -213,7 +213,7 @@ def single_kernel(
     BITS: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
     BRANCH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, EVEN: tl.constexpr,
     NATIVE: tl.constexpr, OVERLAP: tl.constexpr, FLIP: tl.constexpr,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """One token times a weight on a uniform grid: `out = x @ ((code - zero) * scale).T + branch + bias`.
 
@@ -267,13 +267,22 @@ def single_kernel(
             tiles = tiles + (read_once(start + at * (LANES * words), there[:, :, None], EVEN),)
             if BITS == 3:
                 thirds = thirds + (read_once(plane + at * LANES, there, EVEN),)
-            where = rows * groups + (lanes + at * LANES) // PER
-            scales = scales + (read_once(scale + where, there, EVEN),)
-            if STORED:
-                zeros = zeros + (read_once(zero + where, there, EVEN),)
+            if not LATE:
+                where = rows * groups + (lanes + at * LANES) // PER
+                scales = scales + (read_once(scale + where, there, EVEN),)
+                if STORED:
+                    zeros = zeros + (read_once(zero + where, there, EVEN),)
         if OVERLAP:
             gdc_wait()
             gdc_launch_dependents()
+        if LATE:
+            for chunk in tl.static_range(CHUNKS):
+                at = turn * CHUNKS + chunk
+                there = lanes * RUN + at * (LANES * RUN) < cols
+                where = rows * groups + (lanes + at * LANES) // PER
+                scales = scales + (read_once(scale + where, there, EVEN),)
+                if STORED:
+                    zeros = zeros + (read_once(zero + where, there, EVEN),)
         for chunk in tl.static_range(CHUNKS):
             at = turn * CHUNKS + chunk
             first = tl.zeros((tall, wide), tl.int32)
