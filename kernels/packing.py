@@ -44,7 +44,6 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         TypeError: the codes are not a uint8 matrix.
     """
     _check_matrix(codes, bits)
-    rows, cols = codes.shape
     if codes.numel() and int(codes.max()) >> bits:
         raise ValueError(f"a code of {int(codes.max())} does not fit {bits} bits")
     if bits == MAX_BITS:
@@ -70,7 +69,7 @@ def unpack_codes(packed: Tensor, bits: int, cols: int) -> Tensor:
         TypeError: `packed` is not a uint8 matrix.
     """
     _check_matrix(packed, bits)
-    rows, row_bytes = packed.shape
+    row_bytes = packed.shape[1]
     if row_bytes != packed_columns(bits, cols):
         raise ValueError(f"{row_bytes} bytes per row cannot hold {cols} codes of {bits} bits")
     if bits == MAX_BITS:
