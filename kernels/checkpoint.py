@@ -21,7 +21,8 @@ from harness.kernels.stored import Spec, spec_dict
 
 TENSORS = "model.safetensors"
 LAYERS = "layers.json"
-SCHEMA = 1
+SCHEMA = 2
+"""Raised when stored bytes come to mean something else: with 2 codes of 3 bits became two planes."""
 LARGEST_JSON = 64 * 2**20
 
 

@@ -29,9 +29,9 @@ from harness.kernels.weights import (
     UniformWeight,
 )
 
-CODES_PER_SLOT = {2: 8, 3: 32, 4: 4}
+CODES_PER_SLOT = {2: 8, 3: 8, 4: 4}
 """Widths the few-token kernel decodes, and the codes of one of its slots."""
-SLOTS_AT_ONCE = {2: 64, 3: 16, 4: 64}
+SLOTS_AT_ONCE = {2: 64, 3: 64, 4: 64}
 """Slots a step of that kernel covers: whole groups."""
 
 FLOAT8_GROUPS = (8, 16, 32, 64, 128, 256, 512)

@@ -1,12 +1,15 @@
-"""Dense bit packing of codes: 1 to 8 bits, one little-endian bit stream per row.
+"""Dense bit packing of codes: 1 to 8 bits, each row padded with zero bits to whole bytes.
 
-Code `j` of a row occupies bits `j*bits` to `(j+1)*bits - 1` of that row, bit 0 being the lowest bit of byte
-0, and each row is padded with zero bits to a whole byte. Eight codes therefore take exactly `bits` bytes at
-every width: three bytes at 3 bits, not four.
+A row is one little-endian bit stream at every width but 3: code `j` occupies bits `j*bits` to
+`(j+1)*bits - 1` of it, bit 0 being the lowest bit of byte 0. Eight codes take exactly `bits` bytes.
 
-Eight codes fit one 64-bit word, so both directions work on whole words. Unpacking spreads a word in three
-steps that halve the fields (8 codes -> 2x4 -> 4x2 -> 8x1): about ten bitwise passes over memory of the size
-of the result, with no index tensor and no table, on any device.
+Rows of 3 bits are two such streams, one after the other: `ceil(cols/4)` bytes with the low two bits of every
+code, then `ceil(cols/8)` bytes with the third bits. Eight codes still take three bytes, not four, and both
+planes are read in loads of any size without a code that lies across two of them.
+
+Eight codes fit one 64-bit word, so both directions of a stream work on whole words. Unpacking spreads a word
+in three steps that halve the fields (8 codes -> 2x4 -> 4x2 -> 8x1), packing takes them back: about ten
+bitwise passes over memory of the size of the codes, with no index tensor and no table, on any device.
 """
 
 from __future__ import annotations
@@ -21,42 +24,40 @@ MAX_BITS = 8
 
 def packed_columns(bits: int, cols: int) -> int:
     """Return how many bytes a row of `cols` codes takes."""
+    if bits == 3:
+        return packed_columns(2, cols) + packed_columns(1, cols)
     return -(-bits * cols // 8)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Pack codes into a dense bit stream per row.
+    """Pack codes into dense rows.
 
     Args:
         codes: uint8 [rows, cols], every value below `2**bits`.
         bits: width of a code, 1-8.
 
     Returns:
-        uint8 [rows, ceil(cols*bits/8)], contiguous.
+        uint8 [rows, packed_columns(bits, cols)], contiguous.
 
     Raises:
         ValueError: the width is not 1-8, or a code does not fit it.
         TypeError: the codes are not a uint8 matrix.
     """
     _check_matrix(codes, bits)
-    rows, cols = codes.shape
     if codes.numel() and int(codes.max()) >> bits:
         raise ValueError(f"a code of {int(codes.max())} does not fit {bits} bits")
     if bits == MAX_BITS:
         return codes.clone(memory_format=torch.contiguous_format)
-    padded = F.pad(codes, (0, -cols % CODES_PER_WORD)).reshape(rows, -1, CODES_PER_WORD)
-    words = padded[..., 0].to(torch.int64)
-    for position in range(1, CODES_PER_WORD):
-        words |= padded[..., position].to(torch.int64) << (position * bits)
-    stream = words.unsqueeze(-1).view(torch.uint8)[..., :bits].reshape(rows, -1)
-    return stream[:, : packed_columns(bits, cols)].contiguous()
+    if bits == 3:
+        return torch.cat([_pack_stream(codes & 3, 2), _pack_stream(codes >> 2, 1)], dim=1)
+    return _pack_stream(codes, bits)
 
 
 def unpack_codes(packed: Tensor, bits: int, cols: int) -> Tensor:
     """Undo `pack_codes`.
 
     Args:
-        packed: uint8 [rows, ceil(cols*bits/8)].
+        packed: uint8 [rows, packed_columns(bits, cols)].
         bits: width of a code, 1-8.
         cols: number of codes per row.
 
@@ -68,11 +69,27 @@ def unpack_codes(packed: Tensor, bits: int, cols: int) -> Tensor:
         TypeError: `packed` is not a uint8 matrix.
     """
     _check_matrix(packed, bits)
-    rows, row_bytes = packed.shape
+    row_bytes = packed.shape[1]
     if row_bytes != packed_columns(bits, cols):
         raise ValueError(f"{row_bytes} bytes per row cannot hold {cols} codes of {bits} bits")
     if bits == MAX_BITS:
         return packed
+    if bits == 3:
+        low = packed_columns(2, cols)
+        return _join_planes(packed[:, :low], packed[:, low:], cols)
+    return _unpack_stream(packed, bits, cols)
+
+
+def _pack_stream(codes: Tensor, bits: int) -> Tensor:
+    rows, cols = codes.shape
+    padded = F.pad(codes, (0, -cols % CODES_PER_WORD)).contiguous()
+    words = _gather(padded.view(-1).view(torch.int64), bits)
+    stream = words.unsqueeze(-1).view(torch.uint8)[:, :bits].reshape(rows, -1)
+    return stream[:, : packed_columns(bits, cols)].contiguous()
+
+
+def _unpack_stream(packed: Tensor, bits: int, cols: int) -> Tensor:
+    rows, row_bytes = packed.shape
     words_per_row = -(-cols // CODES_PER_WORD)
     if row_bytes != words_per_row * bits:
         packed = F.pad(packed, (0, words_per_row * bits - row_bytes))
@@ -87,6 +104,19 @@ def unpack_codes(packed: Tensor, bits: int, cols: int) -> Tensor:
     return codes if words_per_row * CODES_PER_WORD == cols else codes[:, :cols].contiguous()
 
 
+def _join_planes(low: Tensor, high: Tensor, cols: int) -> Tensor:
+    """Put planes of two bits and of one together: uint8 [rows, cols], four codes a 32-bit word."""
+    rows, row_words = low.shape
+    thirds = torch.stack([high & 15, high >> 4], dim=-1).flatten(1)[:, :row_words].to(torch.int32)
+    # Four copies, 7 bits apart, never overlap: bit `j` of copy `j` is 8 * j bits up, there moved to bit 2.
+    thirds.mul_(0x0204081 << 2).bitwise_and_(0x04040404)
+    words = low.to(torch.int32)
+    words.bitwise_or_(words << 12).bitwise_and_(0x000F000F)
+    words.bitwise_or_(words << 6).bitwise_and_(0x03030303)
+    codes = words.bitwise_or_(thirds).flatten().view(torch.uint8).view(rows, 4 * row_words)
+    return codes if 4 * row_words == cols else codes[:, :cols].contiguous()
+
+
 def _spread(words: Tensor, bits: int) -> Tensor:
     """Move the eight `bits`-wide fields at the bottom of each 64-bit word to its eight bytes, in place."""
     for lane in (32, 16, 8):
@@ -94,6 +124,16 @@ def _spread(words: Tensor, bits: int) -> Tensor:
         low = _repeated_mask(field, 2 * lane)
         high = (words << (lane - field)).bitwise_and_(_signed(low << lane))
         words.bitwise_and_(_signed(low)).bitwise_or_(high)
+    return words
+
+
+def _gather(words: Tensor, bits: int) -> Tensor:
+    """Undo `_spread`, on a copy."""
+    for lane in (8, 16, 32):
+        field = bits * lane // 8
+        low = _repeated_mask(field, 2 * lane)
+        high = (words >> (lane - field)).bitwise_and_(_signed(low << field))
+        words = (words & _signed(low)).bitwise_or_(high)
     return words
 
 

@@ -19,7 +19,7 @@ from harness.kernels.layers import PackedLayer, layer_from_spec
 from harness.kernels.stored import spec_dict
 from harness.kernels.ties import tie_siblings
 
-SCHEMA = "harness-block-1"
+SCHEMA = "harness-block-2"
 
 
 def block_file(folder: Path, block: str) -> Path:
@@ -77,7 +77,7 @@ def load_block(
         if device.type == "cpu":  # or they would be windows into the file
             tensors = {key: tensor.clone() for key, tensor in tensors.items()}
         if SCHEMA not in metadata:
-            raise ValueError("not a quantized block")
+            raise ValueError(f"not a quantized block of the format {SCHEMA}")
         about = spec_dict(json.loads(metadata[SCHEMA]), "metadata")
         specs, notes = spec_dict(about.get("layers"), "layers"), spec_dict(about.get("notes"), "notes")
         for name, spec in specs.items():

@@ -51,7 +51,7 @@ def expand_kernel(
     word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
     words_per_row = (cols + 7) // 8
     inside = (row < rows)[:, None] & (word < words_per_row)[None, :]
-    words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
+    words = load_words(packed, row.to(tl.int64)[:, None], row_words, word[None, :], inside, BITS, WHOLE)
     codes = spread(words, BITS, ROWS, WORDS)
     col = tl.program_id(1) * WORDS * 8 + tl.arange(0, WORDS * 8)
     valid = (row < rows)[:, None] & (col < cols)[None, :]
@@ -106,7 +106,7 @@ def loaded(
     """Load WORDS words of rows, exponents of their groups, and offsets where they are stored."""
     word = begin + tl.arange(0, WORDS)
     inside = there[:, None] & (word < end)[None, :]
-    words = load_words(packed, row.to(tl.int64)[:, None] * row_words, word[None, :], inside, BITS, WHOLE)
+    words = load_words(packed, row.to(tl.int64)[:, None], row_words, word[None, :], inside, BITS, WHOLE)
     group = begin * 8 // GROUP + tl.arange(0, WORDS * 8 // GROUP)
     where = row.to(tl.int64)[:, None] * groups + group[None, :]
     present = there[:, None] & (group * GROUP < end * 8)[None, :]

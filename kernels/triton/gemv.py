@@ -1,8 +1,8 @@
 """Weight-only products with few tokens, on tensor cores: codes are decoded into the operand's registers.
 
-A row of packed codes is read as slots: 16-bit words of four 4-bit or eight 2-bit codes, units of three 32-bit
-words with 32 codes of 3 bits. Code `p` of every slot meets the inputs at `p` of the slots' columns: a product
-over slots for each `p`, and nothing is ever interleaved.
+A row of packed codes is read as slots: 16-bit words of four 4-bit or eight 2-bit codes; eight codes of 3 bits
+are such a word of the first plane and a byte of the second. Code `p` of every slot meets the inputs at `p` of
+the slots' columns: a product over slots for each `p`, and nothing is ever interleaved.
 
 A code becomes a number by standing in the mantissa of 128 in bfloat16 (of 1024 in float16): one shift and
 one logic operation for two codes, where a conversion has an eighth of the rate. Taking the offset off is
@@ -16,23 +16,17 @@ import triton.language as tl
 
 
 @triton.constexpr_function
-def window_of(p, bits):
-    """Which 16 bits of a slot hold code `p`."""
-    return p // 5 if bits == 3 else 0
-
-
-@triton.constexpr_function
 def place_of(p, bits):
     """Where in the mantissa code `p` is left standing, so that neighbours share a shift."""
-    first = 3 * (p % 5) if bits == 3 else bits * p
-    return first % 6 if bits < 4 else 0
+    if bits == 3:
+        return p // 2 % 2 * 4
+    return bits * p % 6 if bits < 4 else 0
 
 
 @triton.constexpr_function
 def shift_of(p, bits):
-    """How far the window is moved for code `p`."""
-    first = 3 * (p % 5) if bits == 3 else bits * p
-    return first - place_of(p, bits)
+    """How far the low bits of code `p` are moved down from where they are stored."""
+    return (2 if bits == 3 else bits) * p - place_of(p, bits)
 
 
 @triton.constexpr_function
@@ -42,38 +36,56 @@ def decode_two(shift, mask, one):
     return f"{{ .reg .b32 t; {move} lop3.b32 $0, t, {mask * 0x10001}, {one * 0x10001}, 0xEA; }}"
 
 
+@triton.constexpr_function
+def decode_four(p, place, one):
+    """Instructions that decode four codes of 3 bits, of slots in halves of two registers and bytes of one.
+
+    The third bits of the even codes, or of the odd ones, are moved to bits 2, 6, 10 and 14, beside low bits
+    at 0, 4, 8 and 12: what every other code decodes to needs the same instructions, which are done once.
+    Two copies of bits two apart add up in between, and carry no further.
+    """
+    odd = p % 2
+    lines = [".reg .b32 t, u, v;"]
+    for half in range(2):
+        word = f"${2 + half}"
+        lines += [
+            f"prmt.b32 u, $4, 0, {(0x4140, 0x4342)[half]};",  # two bytes, each in 16 bits
+            "shl.b32 v, u, 4;",
+            f"lop3.b32 u, u, v, {0x0A0A0A0A if odd else 0x05050505}, 0xA8;",  # (u | v) & mask
+            f"mul.lo.u32 u, u, {2 + 8 if odd else 4 + 16};",
+            f"shr.b32 t, {word}, 2;" if odd else f"mov.b32 t, {word};",
+            f"lop3.b32 t, t, {0x33333333}, u, 0xE2;",  # t & mask | u & ~mask
+            "shr.b32 t, t, 8;" if p >= 4 else "",
+            f"lop3.b32 ${half}, t, {(7 << place) * 0x10001}, {one * 0x10001}, 0xEA;",
+        ]
+    return f"{{ {' '.join(lines)} }}"
+
+
 @triton.jit
-def decoded(window, P: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr, NATIVE: tl.constexpr):
+def decoded(window, third, P: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr, NATIVE: tl.constexpr):
     """Return `lead + code * 2^place`: `TYPE`, or float32 without `NATIVE`; lead is 128 or 1024."""
+    place: tl.constexpr = place_of(P, BITS)
     shift: tl.constexpr = shift_of(P, BITS)
-    mask: tl.constexpr = ((1 << BITS) - 1) << place_of(P, BITS)
+    mask: tl.constexpr = ((1 << BITS) - 1) << place
     one: tl.constexpr = 0x4300 if TYPE == tl.bfloat16 else 0x6400
     lead: tl.constexpr = 128.0 if TYPE == tl.bfloat16 else 1024.0
     if NATIVE:
-        bits = tl.inline_asm_elementwise(
-            decode_two(shift, mask, one), "=r,r", [window], dtype=tl.int16, is_pure=True, pack=2
-        )
+        if BITS == 3:
+            bits = tl.inline_asm_elementwise(
+                decode_four(P, place, one), "=&r,=&r,r,r,r", [window, third], dtype=tl.int16, is_pure=True,
+                pack=4,
+            )  # fmt: skip
+        else:
+            bits = tl.inline_asm_elementwise(
+                decode_two(shift, mask, one), "=r,r", [window], dtype=tl.int16, is_pure=True, pack=2
+            )
         return bits.to(TYPE, bitcast=True)
     else:
         code = (window.to(tl.uint16, bitcast=True).to(tl.int32) >> shift) & mask
+        if BITS == 3:
+            high = (third.to(tl.uint8, bitcast=True).to(tl.int32) >> P) & 1
+            code = (code & (3 << place)) | (high << (place + 2))
         return code.to(tl.float32) + lead
-
-
-@triton.jit
-def window_at(first, second, third, INDEX: tl.constexpr):
-    """Return 16 bits of a unit of three words, from bit 15 * INDEX on: five codes of 3 bits."""
-    start: tl.constexpr = 15 * INDEX
-    if start < 32:
-        low = first.to(tl.uint32, bitcast=True) >> start
-        if start > 16:
-            low |= second.to(tl.uint32, bitcast=True) << (32 - start)
-    elif start < 64:
-        low = second.to(tl.uint32, bitcast=True) >> (start - 32)
-        if start > 48:
-            low |= third.to(tl.uint32, bitcast=True) << (64 - start)
-    else:
-        low = third.to(tl.uint32, bitcast=True) >> (start - 64)
-    return low.to(tl.uint16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
@@ -142,7 +154,7 @@ def gemv_kernel(
     Args:
         out: [tokens, outs], bfloat16 or float16; blocks of tokens are the second axis of the grid.
         x: [tokens, cols] with `ALONE`, for one token; else as `arrange_kernel` leaves it.
-        packed: int16 [outs, row_words], int32 for 3 bits.
+        packed: int16 [outs, row_words]; of 3 bits both planes.
         scale: float16 [outs, groups].
         offset: uint8 [outs, groups], with `STORED`; otherwise `OFFSET`, an integer, is the offset of all.
         bias: float16 [outs], with `BIAS`.
@@ -164,13 +176,12 @@ def gemv_kernel(
         slot = first + tl.arange(0, SLOTS)
         there = slot < slots
         inside = here[:, None] & there[None, :]
+        start = packed + row[:, None] * row_words
+        window = tl.load(start + slot[None, :], mask=inside, other=0)
+        third = window
         if BITS == 3:
-            words = packed + (row[:, None] * row_words + slot[None, :] * 3)
-            one = tl.load(words, mask=inside, other=0)
-            two = tl.load(words + 1, mask=inside, other=0)
-            three = tl.load(words + 2, mask=inside, other=0)
-        else:
-            window = tl.load(packed + (row[:, None] * row_words + slot[None, :]), mask=inside, other=0)
+            second = start.to(tl.pointer_type(tl.int8), bitcast=True) + 2 * slots
+            third = tl.load(second + slot[None, :], mask=inside, other=0)
         if PER > 0:
             group = first // PER + tl.arange(0, SLOTS // PER)
             where = row[:, None] * groups + group[None, :]
@@ -192,9 +203,7 @@ def gemv_kernel(
             else:
                 source = x + (p * size + token[None, :]) * slots + slot[:, None]
                 right = tl.load(source, mask=there[:, None], other=0.0)
-            if BITS == 3:
-                window = window_at(one, two, three, window_of(p, BITS))
-            left = decoded(window, p, BITS, kind, NATIVE)
+            left = decoded(window, third, p, BITS, kind, NATIVE)
             if STORED:
                 taken = (zero * (1 << place_of(p, BITS)) + lead).to(work)
                 left = left - (each_slot(taken, ROWS, SLOTS, PER) if PER > 0 else taken)

@@ -18,8 +18,8 @@ EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
 UNITS_SPAN = 1024
 """Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
-GEMV_ALONE = {bits: {"ROWS": 16, "num_warps": 1, "num_stages": 2 if bits == 3 else 3} for bits in (2, 3, 4)}
-GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": 2 if bits == 3 else 3} for bits in (2, 3, 4)}
+GEMV_ALONE = {bits: {"ROWS": 16, "num_warps": 1, "num_stages": 3} for bits in (2, 3, 4)}
+GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": 3} for bits in (2, 3, 4)}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
 """Compute capabilities for which torch has a float8 product with a scale per row of both factors."""
@@ -244,7 +244,7 @@ def gemv(
     (tokens, cols), outs = x.shape, packed.shape[0]
     out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
     codes = CODES_PER_SLOT[bits]
-    words = packed.view(torch.int32 if bits == 3 else torch.int16)
+    words = packed.view(torch.int16)
     shape = (tokens, outs, cols // codes, words.shape[1], scale.shape[1])
     per = 0 if group >= cols else group // codes
     arrange, multiply = _few_token_launches(

@@ -237,6 +237,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep JSON": (lambda f: (f / LAYERS).write_text("[" * 200_000), "layers.json"),
     "a list": (lambda f: (f / LAYERS).write_text("[]"), "must be an object"),
     "another schema": (edit_layers(lambda c: c.update(schema=99)), "schema 99"),
+    "before planes": (edit_layers(lambda c: c.update(schema=1)), "schema 1, this version reads 2"),
     "layers a list": (edit_layers(lambda c: c.update(layers=[])), "must be an object"),
     "a layer a number": (edit_layers(lambda c: c["layers"].update({"block.down": 3})), "must be an object"),
     "unknown name": (edit_layers(rename("block.sideways")), "no layer of this denoiser"),

@@ -65,9 +65,15 @@ def pack(w: Tensor, kind: str) -> PackedWeight:
 
 def stream_codes(packed: Tensor, bits: int, cols: int) -> np.ndarray:
     rows = [int.from_bytes(bytes(row), "little") for row in packed.tolist()]
-    return np.array(
-        [[(row >> (bits * j)) & (2**bits - 1) for j in range(cols)] for row in rows], dtype=np.float64
-    )
+    return np.array([[(row >> (bits * j)) & (2**bits - 1) for j in range(cols)] for row in rows])
+
+
+def stored_codes(packed: Tensor, bits: int, cols: int) -> np.ndarray:
+    """Read rows of codes by the definition of the format: 3 bits are a stream of two and one of one."""
+    if bits != 3:
+        return stream_codes(packed, bits, cols).astype(np.float64)
+    low = -(-cols // 4)
+    return stream_codes(packed[:, :low], 2, cols) + 4.0 * stream_codes(packed[:, low:], 1, cols)
 
 
 def matrix_of(weight: PackedWeight) -> Any:
@@ -78,7 +84,7 @@ def matrix_of(weight: PackedWeight) -> Any:
             out[weight.row_part.numpy() == index] = matrix_of(part)  # type: ignore[arg-type]
         return out
     if isinstance(weight, UniformWeight):
-        codes = stream_codes(weight.packed, weight.bits, weight.cols)
+        codes = stored_codes(weight.packed, weight.bits, weight.cols)
         group = weight.group if isinstance(weight.group, int) else weight.cols
         scale = np.repeat(weight.scale.double().numpy(), group, axis=1)[:, : weight.cols]
         if weight.zero is not None:
@@ -87,11 +93,11 @@ def matrix_of(weight: PackedWeight) -> Any:
             offset = 2 ** (weight.bits - 1) if weight.grid == "narrow" else (2**weight.bits - 1) / 2
         return (codes - offset) * scale
     if isinstance(weight, NormalFloatWeight):
-        codes = stream_codes(weight.packed, weight.bits, weight.cols).astype(int).ravel()
+        codes = stored_codes(weight.packed, weight.bits, weight.cols).astype(int).ravel()
         absmax = np.repeat(weight.absmax.double().numpy(), weight.block)[: codes.size]
         return (weight.codebook.double().numpy()[codes] * absmax).reshape(weight.rows, weight.cols)
     assert isinstance(weight, BinaryPlanesWeight)
-    codes = stream_codes(weight.packed, weight.planes, weight.cols).astype(int)
+    codes = stored_codes(weight.packed, weight.planes, weight.cols).astype(int)
     bits = (codes[:, :, None] >> np.arange(weight.planes)) & 1
     return np.einsum("rcp,rp->rc", 2.0 * bits - 1, weight.alphas.double().numpy())
 

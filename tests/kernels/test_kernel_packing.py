@@ -1,4 +1,4 @@
-"""Dense bit packing: the layout written out by hand, and round trips at every width."""
+"""Dense packing: the layouts written out by hand, and round trips at every width."""
 
 from __future__ import annotations
 
@@ -26,11 +26,19 @@ def bit_stream(row: list[int], bits: int) -> bytes:
     return number.to_bytes(-(-bits * len(row) // 8), "little")
 
 
+def row_bytes(row: list[int], bits: int) -> bytes:
+    """A row of 3 bits is the stream of its low two bits and that of its third, any other is one stream."""
+    if bits == 3:
+        return bit_stream([code % 4 for code in row], 2) + bit_stream([code // 4 for code in row], 1)
+    return bit_stream(row, bits)
+
+
 @given(matrices())
-def test_layout_is_a_little_endian_bit_stream_per_row(case: tuple[Tensor, int]) -> None:
+def test_layout_is_little_endian_streams_per_row(case: tuple[Tensor, int]) -> None:
     codes, bits = case
     packed = pack_codes(codes, bits)
-    assert [bytes(row) for row in packed.tolist()] == [bit_stream(row, bits) for row in codes.tolist()]
+    assert [bytes(row) for row in packed.tolist()] == [row_bytes(row, bits) for row in codes.tolist()]
+    assert packed.shape[1] == packed_columns(bits, codes.shape[1])
 
 
 @given(matrices())
@@ -49,12 +57,20 @@ def test_round_trip_of_other_memory_layouts(case: tuple[Tensor, int]) -> None:
     assert torch.equal(unpack_codes(wider[:, 1:-2], bits, codes.shape[1]), codes)
 
 
-def test_three_bits_take_three_eighths_of_a_byte() -> None:
+def test_three_bits_are_a_plane_of_two_and_a_plane_of_one() -> None:
     codes = torch.arange(8, dtype=torch.uint8).view(1, 8)
-    packed = pack_codes(codes, 3)
-    # 0o76543210 is the number whose octal digits are the codes, the first lowest.
-    assert bytes(packed[0].tolist()) == 0o76543210.to_bytes(3, "little")
+    # Low bits 0 1 2 3 twice, four codes a byte from its lowest bits; the third bit is set from code 4 on.
+    assert pack_codes(codes, 3).tolist() == [[0b11_10_01_00, 0b11_10_01_00, 0b1111_0000]]
+    # Nine codes of 5: both planes are padded to whole bytes.
+    nine = torch.full((1, 9), 5, dtype=torch.uint8)
+    assert pack_codes(nine, 3).tolist() == [[0b01_01_01_01, 0b01_01_01_01, 0b01, 0b1111_1111, 0b1]]
     assert packed_columns(3, 1000) == 375
+
+
+def test_two_thirds_of_a_row_of_three_bits_are_its_first_plane() -> None:
+    """What kernels find the second plane by, at every number of columns."""
+    for cols in range(1, 200):
+        assert packed_columns(3, cols) * 2 // 3 == packed_columns(2, cols) == -(-cols // 4)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -68,7 +84,8 @@ def test_every_pair_of_neighbours(bits: int) -> None:
 def test_padding_bits_are_zero(bits: int) -> None:
     codes = torch.full((2, 5), 2**bits - 1, dtype=torch.uint8)
     used = 5 * bits % 8
-    assert int(pack_codes(codes, bits)[0, -1]) == (1 << used) - 1 if used else 255
+    last = 5 if bits == 3 else used  # of 3 bits the second plane comes last
+    assert int(pack_codes(codes, bits)[0, -1]) == (1 << last) - 1
 
 
 @pytest.mark.parametrize("bits", [0, 9, -1])

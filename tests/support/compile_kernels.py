@@ -154,7 +154,7 @@ def products(arch: int) -> Iterator[Case]:
             yield gemm.linear_kernel, signature, constants, 4
     for bits, alone, kind in ((2, True, "bf16"), (3, False, "bf16"), (4, True, "fp16"), (4, False, "bf16")):
         signature = {
-            "out": f"*{kind}", "x": f"*{kind}", "packed": "*i32" if bits == 3 else "*i16", "scale": "*fp16",
+            "out": f"*{kind}", "x": f"*{kind}", "packed": "*i16", "scale": "*fp16",
             "bias": "*fp16", "tokens": "i32", "outs": "i32", "slots": "i32", "row_words": "i32",
             "groups": "i32",
         }  # fmt: skip

@@ -63,6 +63,12 @@ def test_uniform_weights_expand_to_what_they_decode_to(bits: int, cols: int) -> 
             assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), (grid, group)
 
 
+def test_planes_of_three_bits_end_anywhere() -> None:
+    for cols in (1, 4, 5, 8, 9, 13, 121, 128):
+        weight = uniform(normal(5, cols), 3, "asymmetric", None)
+        assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), cols
+
+
 def test_other_weights_expand_to_what_they_decode_to() -> None:
     w = normal(12, 75)
     picked = torch.arange(12) % 3 == 0
