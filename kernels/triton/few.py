@@ -13,8 +13,8 @@ CHUNK = LANES.value * RUN.value
 """Columns that a warp reads at once."""
 MOST_CHUNKS = 4
 """Chunks that are asked for before the first is used."""
-SPLIT = {"AT_ONCE": 8, "num_warps": 2}
-SINGLE = {"ROWS": 8, "LATE": False, "num_warps": 4}
+SPLIT = {"AT_ONCE": 16, "num_warps": 4}
+SINGLE = {4: {"ROWS": 16, "num_warps": 4}, 3: {"ROWS": 16, "num_warps": 4}, 2: {"ROWS": 8, "num_warps": 4}}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 WHOLE_ROW = 1 << 30
 """Lanes that share a scale where a row has one."""
@@ -80,10 +80,10 @@ def _launches(
         **both, "PER": WHOLE_ROW if group >= cols else group // RUN.value, "STORED": stored,
         "OFFSET": int(fixed_offset), "BIAS": bias, "PARTS": programs,
         "EVEN": cols == turns * each * CHUNK, "NATIVE": native, "FLIP": ROWS_FIRST.value, "CHUNKS": each,
-        **SINGLE,
+        **SINGLE[bits],
     }  # fmt: skip
     numbers = (outs, cols, row_words, groups, turns, rank)
-    return split, Launch(single_kernel, (cdiv(outs, SINGLE["ROWS"]), 1), numbers, constants)
+    return split, Launch(single_kernel, (cdiv(outs, SINGLE[bits]["ROWS"]), 1), numbers, constants)
 
 
 def _overlaps(device: torch.device) -> bool:

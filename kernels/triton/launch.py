@@ -19,7 +19,7 @@ UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
 UNITS_SPAN = 1024
 """Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
 GEMV_ALONE = {bits: {"ROWS": 16, "num_warps": 1, "num_stages": 3} for bits in (2, 3, 4)}
-GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": 3} for bits in (2, 3, 4)}
+GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": stages} for bits, stages in ((2, 3), (3, 2), (4, 3))}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
 """Compute capabilities for which torch has a float8 product with a scale per row of both factors."""

@@ -5,6 +5,9 @@ is computed, in runs of 512 bytes per warp, and rows go to warps whole. The toke
 bits with one scale per 32 columns, each a pair of int8, `128 * high + low`: codes are masked four at a time
 and go to `dp4a` as they stand, once for each half. Sums of 32 products are exact in int32; the scales of
 groups and zero points are applied to sums.
+
+Where kernels may overlap, these let the next begin before they wait themselves: all that one of a row of such
+layers reads before its turn is its own weight, which none of them writes.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 RUN = tl.constexpr(32)
 """Columns of a lane: its own scale of the inputs, and one group of the weight."""
 LANES = tl.constexpr(32)
+PIECE = tl.constexpr(128)
+"""Columns that are projected at once."""
 MOST = tl.constexpr(16256.0)
 """Largest integer a value becomes: 127 * 128."""
 ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
@@ -139,8 +144,8 @@ def split_kernel(
     if SMOOTH:
         factor = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
     if OVERLAP:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     values = tl.load(x + col, mask=col < cols, other=0.0).to(tl.float32) * factor
     largest = tl.max(tl.abs(values), axis=1)
     inverse = MOST / tl.maximum(largest, 1e-30)
@@ -153,26 +158,28 @@ def split_kernel(
     low = tl.zeros((8, AT_ONCE), tl.int32)
     for byte in tl.static_range(4):
         code = (step // fields) * (4 * fields) + byte * fields + step % fields
-        place = lane[None, :] * RUN + code[:, None]
-        value = tl.load(x + place, mask=place < cols, other=0.0).to(tl.float32)
+        where = lane[None, :] * RUN + code[:, None]
+        number = tl.load(x + where, mask=where < cols, other=0.0).to(tl.float32)
         if SMOOTH:
-            value *= 1.0 / tl.load(smooth + place, mask=place < cols, other=1.0).to(tl.float32)
-        value = tl.floor(value * inverse[None, :] + 0.5).to(tl.int32)
-        upper = (value + 64) >> 7
+            number *= 1.0 / tl.load(smooth + where, mask=where < cols, other=1.0).to(tl.float32)
+        integer = tl.floor(number * inverse[None, :] + 0.5).to(tl.int32)
+        upper = (integer + 64) >> 7
         high |= (upper & 0xFF) << (8 * byte)
-        low |= ((value - upper * 128) & 0xFF) << (8 * byte)
+        low |= ((integer - upper * 128) & 0xFF) << (8 * byte)
     target = halves + (lane // LANES * (16 * LANES) + lane % LANES)[None, :] + step[:, None] * LANES
     tl.store(target, high)
     tl.store(target + 8 * LANES, low)
     if BRANCH:
         direction = tl.arange(0, RANK)
-        along = tl.program_id(0) * (AT_ONCE * RUN) + tl.arange(0, AT_ONCE * RUN)
-        held = (direction < rank)[:, None] & (along < cols)[None, :]
-        rows = tl.load(down + direction[:, None] * cols + along[None, :], mask=held, other=0.0)
-        value = tl.load(x + along, mask=along < cols, other=0.0).to(tl.float32)
-        if SMOOTH:
-            value *= 1.0 / tl.load(smooth + along, mask=along < cols, other=1.0).to(tl.float32)
-        part = tl.sum(rows.to(tl.float32) * value[None, :], axis=1)
+        part = tl.zeros((RANK,), tl.float32)
+        for piece in tl.static_range(AT_ONCE * RUN // PIECE):
+            place = (tl.program_id(0) * AT_ONCE) * RUN + piece * PIECE + tl.arange(0, PIECE)
+            held = (direction < rank)[:, None] & (place < cols)[None, :]
+            rows = tl.load(down + direction[:, None] * cols + place[None, :], mask=held, other=0.0)
+            value = tl.load(x + place, mask=place < cols, other=0.0).to(tl.float32)
+            if SMOOTH:
+                value *= 1.0 / tl.load(smooth + place, mask=place < cols, other=1.0).to(tl.float32)
+            part += tl.sum(rows.to(tl.float32) * value[None, :], axis=1)
         tl.store(projected + tl.program_id(0) * RANK + direction, part)
 
 
@@ -213,7 +220,7 @@ def single_kernel(
     BITS: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
     BRANCH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, EVEN: tl.constexpr,
     NATIVE: tl.constexpr, OVERLAP: tl.constexpr, FLIP: tl.constexpr,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr, LATE: tl.constexpr,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """One token times a weight on a uniform grid: `out = x @ ((code - zero) * scale).T + branch + bias`.
 
@@ -267,22 +274,13 @@ def single_kernel(
             tiles = tiles + (read_once(start + at * (LANES * words), there[:, :, None], EVEN),)
             if BITS == 3:
                 thirds = thirds + (read_once(plane + at * LANES, there, EVEN),)
-            if not LATE:
-                where = rows * groups + (lanes + at * LANES) // PER
-                scales = scales + (read_once(scale + where, there, EVEN),)
-                if STORED:
-                    zeros = zeros + (read_once(zero + where, there, EVEN),)
+            group = at * (LANES // PER) + lanes // PER if LANES % PER == 0 else (lanes + at * LANES) // PER
+            scales = scales + (read_once(scale + rows * groups + group, there, EVEN),)
+            if STORED:
+                zeros = zeros + (read_once(zero + rows * groups + group, there, EVEN),)
         if OVERLAP:
-            gdc_wait()
             gdc_launch_dependents()
-        if LATE:
-            for chunk in tl.static_range(CHUNKS):
-                at = turn * CHUNKS + chunk
-                there = lanes * RUN + at * (LANES * RUN) < cols
-                where = rows * groups + (lanes + at * LANES) // PER
-                scales = scales + (read_once(scale + where, there, EVEN),)
-                if STORED:
-                    zeros = zeros + (read_once(zero + where, there, EVEN),)
+            gdc_wait()
         for chunk in tl.static_range(CHUNKS):
             at = turn * CHUNKS + chunk
             first = tl.zeros((tall, wide), tl.int32)

@@ -180,7 +180,7 @@ def one_token(arch: int) -> Iterator[Case]:
             "halves": "*i32", "unit": "*fp32", "total": "*i32", "x": f"*{kind}", "cols": "i32", "rank": "i32",
         }  # fmt: skip
         signature |= {"projected": "*fp32", "down": "*fp16", "smooth": "*fp16"} if branch else {}
-        yield single.split_kernel, signature, {**both, "SMOOTH": branch, "AT_ONCE": 8}, 2
+        yield single.split_kernel, signature, {**both, "SMOOTH": branch, "AT_ONCE": 16}, 4
         signature = {
             "out": f"*{kind}", "halves": "*i32", "unit": "*fp32", "total": "*i32", "packed": "*i32",
             "scale": "*fp16", "outs": "i32", "cols": "i32", "row_words": "i32", "groups": "i32",
