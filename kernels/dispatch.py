@@ -11,9 +11,10 @@ scales |
 | `gemv` | codes decoded where they are multiplied | linear, weight-only, few tokens |
 | `expand` | the weight expanded to the type of x, then the vendor's GEMM or convolution | all others |
 
-No road quantizes anything anew: all read the packed codes and scales the layer holds, and round activations
+No road quantizes a weight anew: all read the packed codes and scales the layer holds, and round activations
 to the codes the reference rounds to, but for ties decided by the last bit of a division. `int8` adds the
-products of codes exactly; float8 sums in the tensor cores keep about 14 bits.
+products of codes exactly; float8 sums in the tensor cores keep about 14 bits. 16-bit inputs of one token are
+held as integers of 15 bits, relative to the largest of 32 columns (`harness.kernels.triton.single`).
 """
 
 from __future__ import annotations
@@ -209,8 +210,11 @@ def conv2d(layer: PackedConv2d, x: Tensor) -> Tensor:
     y = layer.convolve(quantized, float_weight(layer.weight, x.dtype), bias)
     if layer.branch is not None:
         down = layer.convolve(values, layer.branch.down.to(x.dtype), None)
-        up = layer.branch.up.to(x.dtype).expand(len(y), -1, -1)
-        y = torch.baddbmm(y.flatten(2), up, down.flatten(2)).view_as(y)  # rounds the sum alone
+        up = layer.branch.up.to(x.dtype)
+        if y.dim() == 4 and y.is_contiguous():  # rounds the sum alone
+            y = torch.baddbmm(y.flatten(2), up.expand(len(y), -1, -1), down.flatten(2)).view_as(y)
+        else:
+            y = y + F.conv2d(down, up[:, :, None, None])
     return y
 
 

@@ -108,7 +108,8 @@ class Turns:
                 one.name: chosen[one.name] for one in self.entrants if one.compiled and one.name in chosen
             }
         elif mode in {GRAPH, BEST}:
-            chosen = {name: model for name, model in chosen.items() if "compiled_ms" in self.rows[name]}
+            timed = {f"{COMPILED}_ms"} if mode == GRAPH else {f"{COMPILED}_ms", f"{GRAPH}_ms"}
+            chosen = {name: model for name, model in chosen.items() if timed <= self.rows[name].keys()}
         with torch.no_grad():
             runs = self._first_steps(mode, chosen)
             if runs:
@@ -203,8 +204,8 @@ class Turns:
                     self.rows[name][f"{mode}_ours_faster"] = ours
 
     def _graph_is_faster(self, name: str) -> bool:
-        launched, graph = (self.rows[name].get(f"{mode}_ms") for mode in (COMPILED, GRAPH))
-        return graph is not None and launched is not None and graph["median"] < launched["median"]
+        launched, graph = (self.rows[name][f"{mode}_ms"]["median"] for mode in (COMPILED, GRAPH))
+        return bool(graph < launched)
 
 
 def run_without_waiting(step: Step) -> None:

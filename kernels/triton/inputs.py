@@ -26,7 +26,7 @@ FARTHEST = 1 << 23
 OVERLAPS_FROM = 9
 """Major compute capability from which a kernel can be launched before the one ahead of it has ended."""
 OVERLAPPED = frozenset({"scaled", "units"})
-"""Kernels of a layer that are launched so; `project` lets the next begin, and waits like any other itself."""
+"""Kernels of a layer that are launched so. Not `project`: quantization reads x without waiting."""
 OVERLAPPED_COLS = 8192
 """Channels up to which they are: programs that wait take room from those of a long projection."""
 

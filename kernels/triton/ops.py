@@ -90,6 +90,8 @@ def custom_op(
         def call(*args: Any) -> Any:
             if unobserved(args):
                 return direct(*args)
+            if mutated and trained(args):  # there is no output that could refuse a gradient
+                raise RuntimeError(NO_GRADIENT.format(name))
             found = op(*args)
             return found if torch.compiler.is_compiling() else without_gradient(name, found)
 

@@ -16,9 +16,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 def after_others(OVERLAP: tl.constexpr):
     """Wait for the kernels before, then let the next one begin, where kernels may overlap.
 
-    In this order, always: what is older than the kernel directly before is then complete, and may be read
-    without waiting. Nothing may be written before: memory is given to others as soon as its last reader is
-    launched.
+    In this order in every kernel that another may follow which reads without waiting: what is older than the
+    kernel directly before is then complete. Nothing may be written before: memory is given to others as soon
+    as its last reader is launched.
     """
     if OVERLAP:
         gdc_wait()

@@ -6,8 +6,9 @@ bits with one scale per 32 columns, each a pair of int8, `128 * high + low`: cod
 and go to `dp4a` as they stand, once for each half. Sums of 32 products are exact in int32; the scales of
 groups and zero points are applied to sums.
 
-Where kernels may overlap, these let the next begin before they wait themselves: all that one of a row of such
-layers reads before its turn is its own weight, which none of them writes.
+Integers of 15 bits relative to the largest of 32 values are block floating point: a value is off by at most
+2^-15 of that largest, where bfloat16 itself is off by 2^-9 of each. A value that is not finite makes all
+outputs not a number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from harness.kernels.triton.project import after_others
 
 RUN = tl.constexpr(32)
 """Columns of a lane: its own scale of the inputs, and one group of the weight."""
@@ -88,12 +91,12 @@ def added(
     if NATIVE:
         if BITS == 3:
             return tl.inline_asm_elementwise(
-                dot_asm(FIELD, BITS), "=r,=r,r,r,r,r,r,r", [word, third, high, low, total, rest],
+                dot_asm(FIELD, BITS), "=&r,=r,r,r,r,r,r,r", [word, third, high, low, total, rest],
                 dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
             )  # fmt: skip
         else:
             return tl.inline_asm_elementwise(
-                dot_asm(FIELD, BITS), "=r,=r,r,r,r,r,r", [word, high, low, total, rest],
+                dot_asm(FIELD, BITS), "=&r,=r,r,r,r,r,r", [word, high, low, total, rest],
                 dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
             )  # fmt: skip
     else:
@@ -140,12 +143,10 @@ def split_kernel(
     """
     lane = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
     col = lane[:, None] * RUN + tl.arange(0, RUN)[None, :]
+    after_others(OVERLAP)  # in that order: the product reads its weight without waiting
     factor = tl.full((AT_ONCE, RUN), 1.0, tl.float32)
     if SMOOTH:
         factor = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     values = tl.load(x + col, mask=col < cols, other=0.0).to(tl.float32) * factor
     largest = tl.max(tl.abs(values), axis=1)
     inverse = MOST / tl.maximum(largest, 1e-30)
@@ -279,7 +280,7 @@ def single_kernel(
             if STORED:
                 zeros = zeros + (read_once(zero + rows * groups + group, there, EVEN),)
         if OVERLAP:
-            gdc_launch_dependents()
+            gdc_launch_dependents()  # of those that come next, the first waits before it lets others begin
             gdc_wait()
         for chunk in tl.static_range(CHUNKS):
             at = turn * CHUNKS + chunk

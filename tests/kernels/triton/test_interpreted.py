@@ -300,6 +300,18 @@ def test_one_token(bits: int, cols: int, group: int | None, rank: int) -> None:
     assert relative(y.float(), layer.reference(x[:, 1].float())) < 4e-4
 
 
+def test_one_token_is_off_by_no_more_than_the_last_bit_of_its_integers() -> None:
+    layer, x = PackedLinear(uniform(normal(21, 192), 4, "narrow", 64)), 0.1 * normal(1, 192, seed=2).half()
+    x[0, [3, 100]] = torch.tensor([3e3, -7e2]).half()  # outliers, that take the others' bits
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    weight = layer.weight.dequantize().double()
+    exact = x.double() @ weight.T
+    largest = x.double().abs().view(-1, 32).amax(dim=1).repeat_interleave(32)
+    bound = (weight.abs() * largest).sum(dim=1) / (2 * 16256) + exact.abs() / 2**11
+    assert ((y.double() - exact).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_token_that_is_not_finite_shows(value: float) -> None:
     layer, x = PackedLinear(uniform(normal(21, 1152), 4, "narrow", 64)), torch.zeros(1, 1152).half()
@@ -333,6 +345,19 @@ def test_convolutions_expand() -> None:
         y = layer(x)
     assert layer.road_taken == "expand"
     assert relative(y, layer.reference(x)) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(12, 9, 9), (2, 12, 9, 9)])
+def test_convolutions_with_a_branch_keep_batch_and_layout(shape: tuple[int, ...]) -> None:
+    conv = nn.Conv2d(12, 20, 3, padding=1)
+    branch = LowRankBranch(0.1 * normal(4, 108), 0.3 * normal(20, 4))
+    layer = PackedConv2d.like(conv, uniform(conv.weight.detach().flatten(1), 4, group=27), branch=branch)
+    x = normal(*shape)
+    x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert relative(y, layer.reference(x)) < 1e-5
+    assert y.dim() == 3 or y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
