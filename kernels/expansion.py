@@ -31,7 +31,7 @@ from harness.kernels.weights import (
 
 CODES_PER_SLOT = {2: 8, 3: 8, 4: 4}
 """Widths the few-token kernel decodes, and the codes of one of its slots."""
-SLOTS_AT_ONCE = {2: 64, 3: 64, 4: 64}
+SLOTS_AT_ONCE = 64
 """Slots a step of that kernel covers: whole groups."""
 
 FLOAT8_GROUPS = (8, 16, 32, 64, 128, 256, 512)
@@ -222,7 +222,7 @@ def few_token_weight(weight: PackedWeight) -> FewTokenWeight | None:
     if codes is None or weight.cols % codes or weight.packed.shape[1] % 4:
         return None
     group = weight.cols if weight.group is None else weight.group
-    if group < weight.cols and (group % codes or SLOTS_AT_ONCE[weight.bits] % (group // codes)):
+    if group < weight.cols and (group % codes or SLOTS_AT_ONCE % (group // codes)):
         return None
     fixed = 0.0 if weight.zero is not None else fixed_offset(weight.bits, weight.grid)
     whole = fixed.is_integer() if weight.zero is None else not weight.zero.is_floating_point()

@@ -48,6 +48,7 @@ from harness.kernels.activations import StepIndex, bind_step_index
 from harness.kernels.dispatch import Backend, use_backend
 from harness.kernels.layers import PackedLayer
 from harness.measure.environment import environment
+from harness.measure.timing import one_line
 from harness.metrics.psnr import mse, psnr
 from harness.metrics.psnr_pooled import psnr_pooled
 from harness.plan import Cell, Plan, make_plan
@@ -169,7 +170,7 @@ def examine(task: Task) -> Found:
             found.images = difference(_drawn(session, task, task.backend), _drawn(session, task, "reference"))
             found.seconds["images"] = round(time.perf_counter() - started, 2)
     except Exception as error:  # a kernel that cannot be compiled or launched is a finding
-        found.failed = _one_line(error)
+        found.failed = one_line(error)
     return found
 
 
@@ -269,11 +270,7 @@ def _result(future: Future[Found], cell: Cell) -> Found:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        return _empty(cell, _one_line(error))
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        return _empty(cell, one_line(error))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.kernels.triton.inputs import OVERLAPS_FROM
-from harness.kernels.triton.ready import Launch, capability, cdiv, kept
+from harness.kernels.triton.inputs import can_overlap
+from harness.kernels.triton.ready import Launch, cdiv, kept
 from harness.kernels.triton.single import LANES, ROWS_FIRST, RUN, single_kernel, split_kernel
 
 CHUNK = LANES.value * RUN.value
@@ -43,7 +43,7 @@ def single(
     rank = 0 if down is None else down.shape[0]
     split, multiply = _launches(
         outs, cols, words.shape[1], scale.numel() // outs, bits, group, zero is not None, fixed_offset,
-        bias is not None, smooth is not None, rank, x.is_cuda, _overlaps(x.device),
+        bias is not None, smooth is not None, rank, x.is_cuda, can_overlap(x.device),
     )  # fmt: skip
     programs = split.grid[0]
     lanes = programs * SPLIT["AT_ONCE"]
@@ -84,7 +84,3 @@ def _launches(
     }  # fmt: skip
     numbers = (outs, cols, row_words, groups, turns, rank)
     return split, Launch(single_kernel, (cdiv(outs, SINGLE[bits]["ROWS"]), 1), numbers, constants)
-
-
-def _overlaps(device: torch.device) -> bool:
-    return device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM

@@ -86,9 +86,14 @@ def _quantization(
     return Launch(quantize_kernel, (cdiv(tokens, block), 1), numbers, constants)
 
 
+def can_overlap(device: torch.device) -> bool:
+    """Whether a kernel can be launched on a device before the one ahead of it has ended."""
+    return device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM
+
+
 def overlapping(kernel: str, cols: int, device: torch.device) -> dict[str, bool]:
     """Return what a kernel that may overlap with others is launched with: constants and options."""
-    able = device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM and cols <= OVERLAPPED_COLS
+    able = can_overlap(device) and cols <= OVERLAPPED_COLS
     return {"OVERLAP": able, **({"launch_pdl": True} if able and kernel in OVERLAPPED else {})}
 
 
@@ -112,16 +117,19 @@ def scratch_size(tokens: int, cols: int, rank: int, parts: int) -> int:
 
 def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
     """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank], to be summed."""
-    parts, _ = parts_of(x.shape[1], holds(x, len(down)))
+    held = holds(x, len(down))
+    parts, _ = parts_of(x.shape[1], held)
     partial = torch.empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32, device=x.device)
-    _project(x, down, smooth, partial, aside=False)
+    _project(x, down, smooth, partial, held=held, aside=False)
     return partial
 
 
-def _project(x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, aside: bool) -> None:
+def _project(
+    x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, held: bool, aside: bool
+) -> None:
     """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
     (tokens, cols), kind = x.shape, precision(x.dtype)
-    held, smoothed, rank = holds(x, len(down)), smooth is not None, down.shape[0]
+    smoothed, rank = smooth is not None, down.shape[0]
     launch = _projection(tokens, cols, x.stride(0), rank, smoothed, kind, aside, held, x.device)
     launch(scratch, x, smooth, down)
 
@@ -167,10 +175,11 @@ def quantize_projected(
     row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
     gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
-    parts, _ = parts_of(cols, holds(x, rank))
+    held = holds(x, len(down))
+    parts, _ = parts_of(cols, held)
     room = scratch_size(tokens, cols, rank, parts)
     scratch = torch.empty(room, dtype=torch.float32, device=x.device)
-    _project(x, down, smooth, scratch, aside=True)
+    _project(x, down, smooth, scratch, held=held, aside=True)
     launch = _quantization_of_parts(
         tokens, cols, x.stride(0), wide, bits, grid, group, largest_k, smooth is not None, rank, append,
         parts, x.device,

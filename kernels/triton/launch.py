@@ -18,7 +18,7 @@ EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
 UNITS_SPAN = 1024
 """Columns, about, that a program expands to float8: what it knows of its rows is worked out once for them."""
-GEMV_ALONE = {bits: {"ROWS": 16, "num_warps": 1, "num_stages": 3} for bits in (2, 3, 4)}
+GEMV_ALONE = {"ROWS": 16, "num_warps": 1, "num_stages": 3}
 GEMV = {bits: {"ROWS": 32, "num_warps": 2, "num_stages": stages} for bits, stages in ((2, 3), (3, 2), (4, 3))}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
@@ -266,7 +266,7 @@ def _few_token_launches(
 ) -> tuple[Launch | None, Launch]:  # fmt: skip
     """Sort inputs by code (not one token's), and multiply."""
     codes, alone = CODES_PER_SLOT[bits], tokens == 1
-    size = dict(GEMV_ALONE[bits] if alone else GEMV[bits])
+    size = dict(GEMV_ALONE if alone else GEMV[bits])
     size["TOKENS"] = 8 if tokens <= 8 else 16
     blocks = cdiv(tokens, size["TOKENS"])
     arrange = None
@@ -275,7 +275,7 @@ def _few_token_launches(
         arrange = Launch(arrange_kernel, (cdiv(slots, 16), blocks), (tokens, slots * codes, slots), each)
     constants = {
         "BITS": bits, "CODES": codes, "PER": per, "STORED": stored, "OFFSET": fixed_offset, "BIAS": bias,
-        "ALONE": alone, "NATIVE": native, "SLOTS": SLOTS_AT_ONCE[bits], "STAGES": size["num_stages"], **size,
+        "ALONE": alone, "NATIVE": native, "SLOTS": SLOTS_AT_ONCE, "STAGES": size["num_stages"], **size,
     }  # fmt: skip
     numbers = (tokens, outs, slots, row_words, groups)
     return arrange, Launch(gemv_kernel, (cdiv(outs, size["ROWS"]), blocks), numbers, constants)

@@ -163,7 +163,7 @@ def products(arch: int) -> Iterator[Case]:
         constants = {
             "BITS": bits, "CODES": codes, "PER": 0 if kind == "fp16" else 64 // codes, "STORED": bits != 4,
             "OFFSET": 8.0 if bits == 4 else 0.0, "BIAS": True, "ALONE": alone, "NATIVE": True,
-            "TOKENS": 8 if alone else 16, "ROWS": 16, "SLOTS": SLOTS_AT_ONCE[bits], "STAGES": 2,
+            "TOKENS": 8 if alone else 16, "ROWS": 16, "SLOTS": SLOTS_AT_ONCE, "STAGES": 2,
         }  # fmt: skip
         yield gemv.gemv_kernel, signature, constants, 1
         if not alone:

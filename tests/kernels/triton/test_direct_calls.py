@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from seen_ops import Seen
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
@@ -72,19 +72,6 @@ def _the_kernels(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
         monkeypatch.setattr(dispatch, "appends_branch", lambda *_: True)
     with torch.no_grad(), dispatch.use_backend("triton"):
         yield
-
-
-class Seen(TorchDispatchMode):
-    """The ops of this package that a dispatch mode gets to see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "harness":
-            self.names.append(func._schema.name.split("::")[1])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("road", ROADS)
