@@ -6,16 +6,20 @@ import torch
 from torch import Tensor
 
 from harness.kernels.triton.inputs import can_overlap
+from harness.kernels.triton.project import project_one_kernel
 from harness.kernels.triton.ready import Launch, cdiv, kept
-from harness.kernels.triton.single import LANES, ROWS_FIRST, RUN, single_kernel, split_kernel
+from harness.kernels.triton.single import ROWS_FIRST, single_kernel
+from harness.kernels.triton.token import LANES, RUN
 
 CHUNK = LANES.value * RUN.value
 """Columns that a warp reads at once."""
 MOST_CHUNKS = 4
-"""Chunks that are asked for before the first is used."""
-SPLIT = {"AT_ONCE": 16, "num_warps": 4}
-SINGLE = {4: {"ROWS": 16, "num_warps": 4}, 3: {"ROWS": 16, "num_warps": 4}, 2: {"ROWS": 8, "num_warps": 4}}
-"""How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
+"""Chunks that are asked for together: a warp holds their part of the token."""
+PROGRAMS = 132
+"""Programs that walk over rows, one for each processor of a Hopper; more where rows are too long to hold."""
+PROJECT_ONE = {"PIECES": 4, "COLS": 128, "num_warps": 4}
+SINGLE = {4: {"WARPS": 8, "ROWS": 3}, 3: {"WARPS": 8, "ROWS": 3}, 2: {"WARPS": 8, "ROWS": 3}}
+"""How kernels cut their work, by their own names."""
 WHOLE_ROW = 1 << 30
 """Lanes that share a scale where a row has one."""
 
@@ -41,19 +45,16 @@ def single(
     cols, outs = x.shape[1], packed.shape[0]
     words = packed.view(torch.int32)
     rank = 0 if down is None else down.shape[0]
-    split, multiply = _launches(
+    project, multiply = _launches(
         outs, cols, words.shape[1], scale.numel() // outs, bits, group, zero is not None, fixed_offset,
         bias is not None, smooth is not None, rank, x.is_cuda, can_overlap(x.device),
     )  # fmt: skip
-    programs = split.grid[0]
-    lanes = programs * SPLIT["AT_ONCE"]
-    halves = x.new_empty(16 * lanes, dtype=torch.int32)
-    unit = x.new_empty(lanes, dtype=torch.float32)
-    total = x.new_empty(lanes, dtype=torch.int32)
-    projected = x.new_empty(programs * split.constants["RANK"], dtype=torch.float32) if rank else None
+    projected = None
+    if project is not None:
+        projected = x.new_empty(project.grid[0] * project.constants["RANK"], dtype=torch.float32)
+        project(projected, x, smooth, down)
     out = x.new_empty(1, outs)
-    split(halves, unit, total, projected, x, smooth, down)
-    multiply(out, halves, unit, total, projected, words, scale, zero, bias, up)
+    multiply(out, x, smooth, projected, words, scale, zero, bias, up)
     return out
 
 
@@ -61,26 +62,22 @@ def single(
 def _launches(
     outs: int, cols: int, row_words: int, groups: int, bits: int, group: int, stored: bool,
     fixed_offset: float, bias: bool, smooth: bool, rank: int, native: bool, overlap: bool,
-) -> tuple[Launch, Launch]:  # fmt: skip
-    """Make a token integers, and multiply."""
-    chunks = cdiv(cols, CHUNK)
-    turns = cdiv(chunks, MOST_CHUNKS)
-    each = cdiv(chunks, turns)
-    programs = turns * each * LANES.value // SPLIT["AT_ONCE"]
-    both = {
-        "BITS": bits,
-        "BRANCH": rank > 0,
-        "RANK": cdiv(rank or 1, LANES.value) * LANES.value,
-        "OVERLAP": overlap,
-    }
-    if overlap:
-        both["launch_pdl"] = True
-    split = Launch(split_kernel, (programs, 1), (cols, rank), {**both, "SMOOTH": smooth, **SPLIT})
+) -> tuple[Launch | None, Launch]:  # fmt: skip
+    """Project, where there is a branch, and multiply."""
+    both: dict[str, object] = {"SMOOTH": smooth, "RANK": cdiv(rank or 1, LANES.value) * LANES.value}
+    both |= {"OVERLAP": overlap, **({"launch_pdl": True} if overlap else {})}
+    parts = cdiv(cols, PROJECT_ONE["PIECES"] * PROJECT_ONE["COLS"])
+    project = Launch(project_one_kernel, (parts, 1), (cols, rank), {**both, **PROJECT_ONE}) if rank else None
+    chunks, at_once = cdiv(cols, CHUNK), SINGLE[bits]["WARPS"] * SINGLE[bits]["ROWS"]
+    long = chunks > MOST_CHUNKS
+    steps = cdiv(chunks, MOST_CHUNKS) if long else cdiv(outs, at_once * PROGRAMS)
+    each = cdiv(chunks, steps) if long else chunks
     constants = {
-        **both, "PER": WHOLE_ROW if group >= cols else group // RUN.value, "STORED": stored,
-        "OFFSET": int(fixed_offset), "BIAS": bias, "PARTS": programs,
-        "EVEN": cols == turns * each * CHUNK, "NATIVE": native, "FLIP": ROWS_FIRST.value, "CHUNKS": each,
-        **SINGLE[bits],
+        **both, "BITS": bits, "PER": WHOLE_ROW if group >= cols else group // RUN.value, "STORED": stored,
+        "OFFSET": int(fixed_offset), "BIAS": bias, "BRANCH": rank > 0, "PARTS": parts,
+        "EVEN": cols == (steps if long else 1) * each * CHUNK, "NATIVE": native, "FLIP": ROWS_FIRST.value,
+        "LONG": long, "CHUNKS": each, **SINGLE[bits], "num_warps": SINGLE[bits]["WARPS"],
     }  # fmt: skip
-    numbers = (outs, cols, row_words, groups, turns, rank)
-    return split, Launch(single_kernel, (cdiv(outs, SINGLE[bits]["ROWS"]), 1), numbers, constants)
+    programs = cdiv(outs, at_once * (1 if long else steps))
+    numbers = (outs, cols, row_words, groups, steps, rank)
+    return project, Launch(single_kernel, (programs, 1), numbers, constants)

@@ -2,7 +2,8 @@
 
 Two kernels for one result. `project_held_kernel` holds a part of the factor and walks over tokens, so that
 the factor is smoothed once for many of them. That takes inputs of 16 bits, and Hopper's tensor cores, which
-read what is held from shared memory. `project_kernel`, for all else, walks over channels.
+read what is held from shared memory. `project_kernel`, for all else, walks over channels. One token that is
+not quantized has a kernel of its own.
 """
 
 from __future__ import annotations
@@ -153,3 +154,32 @@ def project_held_kernel(
         if ASIDE:
             smoothed = values.to(tl.float32) * inverse[None, :]
             tl.store(peaks + place + token, tl.max(tl.abs(smoothed), axis=1), mask=here)
+
+
+@triton.jit
+def project_one_kernel(
+    projected, x, smooth, down,
+    cols, rank,
+    SMOOTH: tl.constexpr, RANK: tl.constexpr, OVERLAP: tl.constexpr, PIECES: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Project a token for its branch, a program per PIECES * COLS columns.
+
+    Args:
+        projected: float32 [programs, RANK]: `x / smooth @ down.T` of the program's columns.
+        x: [cols].
+        smooth: float16 [cols], with `SMOOTH`: divides x.
+        down: float16 [rank, cols].
+        OVERLAP: whether the kernels before and after may overlap with this one.
+    """
+    after_others(OVERLAP)  # in that order: the product reads its weight without waiting
+    direction = tl.arange(0, RANK)
+    part = tl.zeros((RANK,), tl.float32)
+    for piece in tl.static_range(PIECES):
+        col = (tl.program_id(0) * PIECES + piece) * COLS + tl.arange(0, COLS)
+        held = (direction < rank)[:, None] & (col < cols)[None, :]
+        rows = tl.load(down + direction[:, None] * cols + col[None, :], mask=held, other=0.0)
+        value = tl.load(x + col, mask=col < cols, other=0.0).to(tl.float32)
+        if SMOOTH:
+            value *= 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
+        part += tl.sum(rows.to(tl.float32) * value[None, :], axis=1)
+    tl.store(projected + tl.program_id(0) * RANK + direction, part)

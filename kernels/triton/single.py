@@ -1,31 +1,27 @@
-"""A weight-only product of one token, on integer dot products: a lane reads 32 codes of a row at once.
+"""A weight-only product of one token, on integer dot products, in one launch: a lane reads 32 codes of a row.
 
-One token leaves nothing to do but to read the weight, so everything that is read is asked for before anything
-is computed, in runs of 512 bytes per warp, and rows go to warps whole. The token's values are integers of 15
-bits with one scale per 32 columns, each a pair of int8, `128 * high + low`: codes are masked four at a time
-and go to `dp4a` as they stand, once for each half. Sums of 32 products are exact in int32; the scales of
-groups and zero points are applied to sums.
+One token leaves nothing to do but to read the weight, so a program asks for weight, scales and zero points
+before it waits for the token, and while it multiplies some rows it asks for the next. Rows go to warps whole,
+and each warp makes the token integers of 16 bits itself, in the lanes that read the codes they meet: no value
+changes lanes until the sums of a row do. An integer is a signed byte and an unsigned one, `256 * high + low`:
+codes are masked four at a time and go to `dp4a` as they stand, once for each. Sums of 32 products are exact
+in int32; the scales of groups and zero points are applied to sums.
 
-Integers of 15 bits relative to the largest of 32 values are block floating point: a value is off by at most
-2^-15 of that largest, where bfloat16 itself is off by 2^-9 of each. A value that is not finite makes all
-outputs not a number.
+Integers of 16 bits relative to the largest of 32 values are block floating point: a value is off by at most
+2^-16 of that largest, where bfloat16 itself is off by 2^-9 of each. A value that is not finite makes all
+outputs not a number or infinite.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from harness.kernels.triton.project import after_others
+from harness.kernels.triton.token import LANES, RUN, along, apart, dot, fields_of, integers
 
-RUN = tl.constexpr(32)
-"""Columns of a lane: its own scale of the inputs, and one group of the weight."""
-LANES = tl.constexpr(32)
-PIECE = tl.constexpr(128)
-"""Columns that are projected at once."""
-MOST = tl.constexpr(16256.0)
-"""Largest integer a value becomes: 127 * 128."""
+LINE = tl.constexpr(128)
+"""Bytes that are fetched at once."""
 ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
 """Whether Triton gives the lanes of a warp to the first of two axes that are alike to it, not the last.
 
@@ -40,14 +36,8 @@ def words_of(bits):
 
 
 @triton.constexpr_function
-def fields_of(bits):
-    """Codes of a byte, of 3 bits in their plane of two."""
-    return 2 if bits == 4 else 4
-
-
-@triton.constexpr_function
 def dot_asm(field, bits):
-    """Instructions: mask one code in each byte and add its products with both halves of the inputs."""
+    """Instructions: mask one code in each byte and add its products with both bytes of the inputs."""
     wide, mask = (4, 0x0F0F0F0F) if bits == 4 else (2, 0x03030303)
     move = f"shr.b32 t, $2, {wide * field};" if field else "mov.b32 t, $2;"
     if bits != 3:
@@ -57,7 +47,7 @@ def dot_asm(field, bits):
         third = f"shl.b32 u, $3, {up};" if up > 0 else f"shr.b32 u, $3, {-up};" if up else "mov.b32 u, $3;"
         take, first = f"{third} and.b32 u, u, {0x04040404}; lop3.b32 t, t, {mask}, u, 0xEA;", 4
     high, low, total, rest = (f"${first + i}" for i in range(4))
-    products = f"dp4a.u32.s32 $0, t, {high}, {total}; dp4a.u32.s32 $1, t, {low}, {rest};"
+    products = f"dp4a.u32.s32 $0, t, {high}, {total}; dp4a.u32.u32 $1, t, {low}, {rest};"
     return f"{{ .reg .b32 t, u; {move} {take} {products} }}"
 
 
@@ -68,25 +58,16 @@ def nibbles_asm(half):
 
 
 @triton.jit
-def dot(codes, values):
-    """Add the products of four bytes each: unsigned times signed."""
-    total = (codes & 0xFF) * ((values << 24) >> 24)
-    for byte in tl.static_range(1, 4):
-        total += ((codes >> (8 * byte)) & 0xFF) * ((values << (24 - 8 * byte)) >> 24)
-    return total
-
-
-@triton.jit
 def added(
     word, third, high, low, total, rest,
     FIELD: tl.constexpr, BITS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Add products of one code per byte of a word to the sums with the high and the low halves of inputs.
+    """Add products of one code per byte of a word to the sums with the high and the low bytes of inputs.
 
     Args:
         word: int32: codes, of 3 bits their plane of two.
         third: int32, with 3 bits: `nibbles` of the plane of one.
-        high: int32: high halves of the inputs of those codes, a byte each; low alike.
+        high: int32: high bytes of the inputs of those codes; low alike.
     """
     if NATIVE:
         if BITS == 3:
@@ -103,7 +84,7 @@ def added(
         codes = (word >> ((4 if BITS == 4 else 2) * FIELD)) & (0x0F0F0F0F if BITS == 4 else 0x03030303)
         if BITS == 3:
             codes |= ((third >> FIELD) & 0x01010101) << 2
-        return total + dot(codes, high), rest + dot(codes, low)
+        return total + dot(codes, high, True), rest + dot(codes, low, False)
 
 
 @triton.jit
@@ -120,77 +101,15 @@ def nibbles(plane, HALF: tl.constexpr, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def split_kernel(
-    halves, unit, total, projected, x, smooth, down,
-    cols, rank,
-    BITS: tl.constexpr, SMOOTH: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr,
-    OVERLAP: tl.constexpr, AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """Make a token integers where the codes of a weight of BITS meet them, and project it in parts.
-
-    A program per AT_ONCE lanes; the token reaches as far as there are programs, and is zero from `cols` on.
-
-    Args:
-        halves: int32 [chunks, 2, 8, LANES]: high, then low halves of a lane's values, four bytes of those
-            that meet one field of a word.
-        unit: float32 [chunks * LANES]: what one unit is worth; not a number where a value is none.
-        total: int32 [chunks * LANES]: sum of the integers.
-        projected: float32 [programs, RANK]: `x / smooth @ down.T` of the program's columns; with `BRANCH`.
-        x: [cols].
-        smooth: float16 [cols], with `SMOOTH`: divides x.
-        down: float16 [rank, cols], with `BRANCH`.
-        OVERLAP: whether the kernels before and after may overlap with this one.
-    """
-    lane = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
-    col = lane[:, None] * RUN + tl.arange(0, RUN)[None, :]
-    after_others(OVERLAP)  # in that order: the product reads its weight without waiting
-    factor = tl.full((AT_ONCE, RUN), 1.0, tl.float32)
-    if SMOOTH:
-        factor = 1.0 / tl.load(smooth + col, mask=col < cols, other=1.0).to(tl.float32)
-    values = tl.load(x + col, mask=col < cols, other=0.0).to(tl.float32) * factor
-    largest = tl.max(tl.abs(values), axis=1)
-    inverse = MOST / tl.maximum(largest, 1e-30)
-    whole = tl.floor(values * inverse[:, None] + 0.5).to(tl.int32)
-    tl.store(unit + lane, largest * (1.0 / MOST) + tl.sum(values - values, axis=1))
-    tl.store(total + lane, tl.sum(whole, axis=1))
-    fields: tl.constexpr = fields_of(BITS)
-    step = tl.arange(0, 8)
-    high = tl.zeros((8, AT_ONCE), tl.int32)
-    low = tl.zeros((8, AT_ONCE), tl.int32)
-    for byte in tl.static_range(4):
-        code = (step // fields) * (4 * fields) + byte * fields + step % fields
-        where = lane[None, :] * RUN + code[:, None]
-        number = tl.load(x + where, mask=where < cols, other=0.0).to(tl.float32)
-        if SMOOTH:
-            number *= 1.0 / tl.load(smooth + where, mask=where < cols, other=1.0).to(tl.float32)
-        integer = tl.floor(number * inverse[None, :] + 0.5).to(tl.int32)
-        upper = (integer + 64) >> 7
-        high |= (upper & 0xFF) << (8 * byte)
-        low |= ((integer - upper * 128) & 0xFF) << (8 * byte)
-    target = halves + (lane // LANES * (16 * LANES) + lane % LANES)[None, :] + step[:, None] * LANES
-    tl.store(target, high)
-    tl.store(target + 8 * LANES, low)
-    if BRANCH:
-        direction = tl.arange(0, RANK)
-        part = tl.zeros((RANK,), tl.float32)
-        for piece in tl.static_range(AT_ONCE * RUN // PIECE):
-            place = (tl.program_id(0) * AT_ONCE) * RUN + piece * PIECE + tl.arange(0, PIECE)
-            held = (direction < rank)[:, None] & (place < cols)[None, :]
-            rows = tl.load(down + direction[:, None] * cols + place[None, :], mask=held, other=0.0)
-            value = tl.load(x + place, mask=place < cols, other=0.0).to(tl.float32)
-            if SMOOTH:
-                value *= 1.0 / tl.load(smooth + place, mask=place < cols, other=1.0).to(tl.float32)
-            part += tl.sum(rows.to(tl.float32) * value[None, :], axis=1)
-        tl.store(projected + tl.program_id(0) * RANK + direction, part)
-
-
-@triton.jit
-def along(v, LAST: tl.constexpr):
-    """Let a vector be the last axis of two, or the first."""
-    if LAST:
-        return v[None, :]
-    else:
-        return v[:, None]
+def fetch(start, first, last, BYTES: tl.constexpr, WIDTH: tl.constexpr):
+    """Ask for elements `first` to `last` of BYTES each to come to the second-level cache."""
+    line: tl.constexpr = LINE // BYTES
+    for offset in tl.range(first, last, WIDTH * line):
+        at = (start + tl.minimum(offset + tl.arange(0, WIDTH) * line, last - 1)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }", "=r,l", [at],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -203,110 +122,188 @@ def read_once(at, mask, EVEN: tl.constexpr):
 
 
 @triton.jit
-def words_apart(tile, TALL: tl.constexpr, WIDE: tl.constexpr, WORDS: tl.constexpr):
-    """Take [TALL, WIDE, WORDS] apart into its words."""
-    if WORDS == 2:
-        return tl.split(tile)
-    else:
-        even, odd = tl.split(tl.reshape(tile, (TALL, WIDE, 2, 2)))
-        first, third = tl.split(even)
-        second, fourth = tl.split(odd)
-        return first, second, third, fourth
+def asked(
+    packed, scale, zero, bias, up, rows, lanes, step,
+    outs, cols, row_words, groups, rank,
+    BITS: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, BIAS: tl.constexpr, BRANCH: tl.constexpr,
+    RANK: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, APART: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Load everything of ROWS rows of each warp, APART from another, from chunk `step * CHUNKS` on.
+
+    Returns:
+        codes, planes of one, scales and zero points, each by row and chunk, then biases and factors.
+    """
+    words: tl.constexpr = words_of(BITS)
+    word = tl.arange(0, words)[None, None, :]
+    tiles, thirds, scales, zeros, shifts, factors = (), (), (), (), (), ()
+    for index in tl.static_range(ROWS):
+        row = tl.minimum(rows + index * APART, outs - 1)
+        # Lanes of a warp have the same row, which Triton shall not give to them: see `ROWS_FIRST`.
+        if BIAS:
+            shifts = shifts + (tl.load(tl.max_contiguous(bias + row, (1, 1))),)
+        if BRANCH:
+            for part in tl.static_range(RANK // LANES):
+                direction = part * LANES + lanes
+                held = direction < rank
+                place = tl.max_contiguous(up + (row * rank + direction), (1, 1))
+                factors = factors + (tl.load(place, mask=held, other=0.0),)
+        for chunk in tl.static_range(CHUNKS):
+            at = step * CHUNKS + chunk
+            there = lanes * RUN + at * (LANES * RUN) < cols
+            start = packed + (row * row_words + lanes * words) + at * (LANES * words)
+            tiles = tiles + (read_once(start[:, :, None] + word, there[:, :, None], EVEN),)
+            if BITS == 3:
+                # A word by itself, so that lanes hold the same columns of both planes.
+                plane = packed + (row * row_words + cols // 16 + lanes) + at * LANES
+                thirds = thirds + (read_once(tl.max_contiguous(plane, (1, 1)), there, EVEN),)
+            if LANES % PER == 0:
+                group = (row * groups + lanes // PER) + at * (LANES // PER)
+            else:
+                group = row * groups + (lanes + at * LANES) // PER
+            scales = scales + (read_once(scale + group, there, EVEN),)
+            if STORED:
+                zeros = zeros + (read_once(zero + group, there, EVEN),)
+    return tiles, thirds, scales, zeros, shifts, factors
+
+
+@triton.jit
+def multiplied(
+    sums, held, token,
+    BITS: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, NATIVE: tl.constexpr,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Add the products of what was `asked` for with the token's `integers`, by chunk, to the sum of a row."""
+    words: tl.constexpr = words_of(BITS)
+    fields: tl.constexpr = fields_of(BITS)
+    tiles, thirds, scales, zeros, _shifts, _factors = held
+    result = ()
+    for index in tl.static_range(ROWS):
+        total = sums[index]
+        for chunk in tl.static_range(CHUNKS):
+            bytes_, unit, whole = token[chunk]
+            first = tl.zeros((TALL, WIDE), tl.int32)
+            if STORED:
+                rest = zeros[index * CHUNKS + chunk].to(tl.int32) * -whole
+            else:
+                rest = whole * -OFFSET
+            codes = apart(tiles[index * CHUNKS + chunk], TALL, WIDE, words)
+            for word in tl.static_range(words):
+                third = codes[word]
+                if BITS == 3:
+                    third = nibbles(thirds[index * CHUNKS + chunk], word, NATIVE)
+                for field in tl.static_range(fields):
+                    first, rest = added(
+                        codes[word], third, bytes_[2 * (word * fields + field)],
+                        bytes_[2 * (word * fields + field) + 1], first, rest, field, BITS, NATIVE,
+                    )  # fmt: skip
+            scaled = scales[index * CHUNKS + chunk].to(tl.float32) * unit
+            total += (first * 256 + rest).to(tl.float32) * scaled
+        result = result + (total,)
+    return result
+
+
+@triton.jit
+def finished(
+    out, rows, lanes, outs, sums, held, branch,
+    BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr,
+    APART: tl.constexpr,
+):  # fmt: skip
+    """Add branch and bias to the sums of ROWS rows of each warp, and store them, each by its first lane."""
+    shifts, factors = held[4], held[5]
+    for index in tl.static_range(ROWS):
+        total = sums[index]
+        if BRANCH:
+            for part in tl.static_range(RANK // LANES):
+                total += factors[index * (RANK // LANES) + part].to(tl.float32) * branch[part]
+        y = tl.broadcast_to(tl.sum(total, axis=0 if FLIP else 1, keep_dims=True), total.shape)
+        if BIAS:
+            y += shifts[index].to(tl.float32)
+        row = rows + index * APART
+        place = tl.max_contiguous(out + row, (1, 1))
+        tl.store(place, y.to(out.dtype.element_ty), mask=(row < outs) & (lanes == 0))
 
 
 @triton.jit
 def single_kernel(
-    out, halves, unit, total, projected, packed, scale, zero, bias, up,
-    outs, cols, row_words, groups, turns, rank,
-    BITS: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
-    BRANCH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, EVEN: tl.constexpr,
-    NATIVE: tl.constexpr, OVERLAP: tl.constexpr, FLIP: tl.constexpr,
-    ROWS: tl.constexpr, CHUNKS: tl.constexpr,
+    out, x, smooth, projected, packed, scale, zero, bias, up,
+    outs, cols, row_words, groups, steps, rank,
+    BITS: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, SMOOTH: tl.constexpr,
+    BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, EVEN: tl.constexpr,
+    NATIVE: tl.constexpr, OVERLAP: tl.constexpr, FLIP: tl.constexpr, LONG: tl.constexpr,
+    WARPS: tl.constexpr, ROWS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """One token times a weight on a uniform grid: `out = x @ ((code - zero) * scale).T + branch + bias`.
+    """One token times a weight: `out = x / smooth @ ((code - zero) * scale).T + branch + bias`.
 
     Args:
         out: [outs].
-        halves: as `split_kernel` leaves it; so are unit, total and projected.
+        x: [cols].
+        smooth: float16 [cols], with `SMOOTH`: divides x.
+        projected: float32 [PARTS, RANK], see `project_one_kernel`; with `BRANCH`.
         packed: int32 [outs, row_words]: codes of 2 or 4 bits, or of 3 bits as two planes.
         scale: float16 [outs, groups].
         zero: uint8 [outs, groups], with `STORED`; otherwise `OFFSET`, an integer, is that of all.
         bias: float16 [outs], with `BIAS`.
         up: float16 [outs, rank], with `BRANCH`.
-        turns: how often CHUNKS chunks of LANES * RUN columns are read.
+        steps: how often ROWS rows of each warp are read; with `LONG`, how often CHUNKS chunks of them are.
         PER: lanes that share a scale.
         RANK: directions of the branch with those that fill the lanes.
-        PARTS: programs that projected.
-        EVEN: whether the chunks end where the columns do.
+        EVEN: whether the chunks, of LANES * RUN columns, end where the columns do.
         NATIVE: whether there are dot products of bytes; Triton's interpreter has none.
-        OVERLAP: whether this kernel may begin before `split_kernel` ends: it reads the weight meanwhile.
+        OVERLAP: whether the kernels before and after may overlap with this one.
         FLIP: `ROWS_FIRST`.
+        LONG: whether a row has more than CHUNKS chunks: steps walk over them, else over rows.
     """
-    words: tl.constexpr = words_of(BITS)
-    fields: tl.constexpr = fields_of(BITS)
-    tall: tl.constexpr = LANES if FLIP else ROWS
-    wide: tl.constexpr = ROWS if FLIP else LANES
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    held = tl.minimum(row, outs - 1)
-    lane = tl.arange(0, LANES)
-    rows = along(held, FLIP)
-    lanes = along(lane, not FLIP)
-    start = packed + (rows * row_words + lanes * words)[:, :, None] + tl.arange(0, words)[None, None, :]
-    # A word of the plane of one is loaded by itself, so that lanes hold the same columns of both planes.
-    plane = tl.max_contiguous(packed + cols // 16 + (rows * row_words + lanes), (1, 1))
-    if BIAS:
-        shift = tl.load(bias + held).to(tl.float32)
-    else:
-        shift = tl.zeros((ROWS,), tl.float32)
-    factors = ()
+    tall: tl.constexpr = LANES if FLIP else WARPS
+    wide: tl.constexpr = WARPS if FLIP else LANES
+    lanes = along(tl.arange(0, LANES), not FLIP) + along(tl.zeros((WARPS,), tl.int32), FLIP)
+    begin = tl.program_id(0) * (WARPS * ROWS) * (1 if LONG else steps)
+    rows = tl.zeros((tall, wide), tl.int32) + along(begin + tl.arange(0, WARPS), FLIP)
+    held = asked(
+        packed, scale, zero, bias, up, rows, lanes, 0, outs, cols, row_words, groups, rank,
+        BITS, PER, STORED, BIAS, BRANCH, RANK, EVEN, ROWS, WARPS, CHUNKS,
+    )  # fmt: skip
+    if OVERLAP and not LONG:
+        first = tl.minimum(begin + WARPS * ROWS, outs)
+        last = tl.minimum(begin + WARPS * ROWS * steps, outs)
+        fetch(packed, first * row_words, last * row_words, 4, WARPS * LANES)
+        fetch(scale, first * groups, last * groups, 2, WARPS * LANES)
+        if STORED:
+            fetch(zero, first * groups, last * groups, 1, WARPS * LANES)
+    after_others(OVERLAP)  # in that order: the next product reads its weight without waiting
+    branch = ()
     if BRANCH:
-        for index in tl.static_range(RANK // LANES):
-            direction = index * LANES + lanes
-            factors = factors + (tl.load(up + rows * rank + direction, mask=direction < rank, other=0.0),)
-    sums = tl.zeros((tall, wide), tl.float32)
-    for turn in tl.range(0, turns):
-        tiles = ()
-        thirds = ()
-        scales = ()
-        zeros = ()
-        for chunk in tl.static_range(CHUNKS):
-            at = turn * CHUNKS + chunk
-            there = lanes * RUN + at * (LANES * RUN) < cols
-            tiles = tiles + (read_once(start + at * (LANES * words), there[:, :, None], EVEN),)
-            if BITS == 3:
-                thirds = thirds + (read_once(plane + at * LANES, there, EVEN),)
-            group = at * (LANES // PER) + lanes // PER if LANES % PER == 0 else (lanes + at * LANES) // PER
-            scales = scales + (read_once(scale + rows * groups + group, there, EVEN),)
-            if STORED:
-                zeros = zeros + (read_once(zero + rows * groups + group, there, EVEN),)
-        if OVERLAP:
-            gdc_launch_dependents()  # of those that come next, the first waits before it lets others begin
-            gdc_wait()
-        for chunk in tl.static_range(CHUNKS):
-            at = turn * CHUNKS + chunk
-            first = tl.zeros((tall, wide), tl.int32)
-            whole = along(tl.load(total + at * LANES + lane), not FLIP)
-            if STORED:
-                rest = zeros[chunk].to(tl.int32) * -whole
-            else:
-                rest = tl.broadcast_to(whole * -OFFSET, (tall, wide))
-            apart = words_apart(tiles[chunk], tall, wide, words)
-            for word in tl.static_range(words):
-                third = apart[word]
-                if BITS == 3:
-                    third = nibbles(thirds[chunk], word, NATIVE)
-                for field in tl.static_range(fields):
-                    source = halves + (at * 16 + word * fields + field) * LANES + lane
-                    high = along(tl.load(source), not FLIP)
-                    low = along(tl.load(source + 8 * LANES), not FLIP)
-                    first, rest = added(apart[word], third, high, low, first, rest, field, BITS, NATIVE)
-            worth = along(tl.load(unit + at * LANES + lane), not FLIP)
-            sums += (first * 128 + rest).to(tl.float32) * (scales[chunk].to(tl.float32) * worth)
-    if BRANCH:
-        for index in tl.static_range(RANK // LANES):
-            value = tl.zeros((LANES,), tl.float32)
-            for part in tl.static_range(PARTS):
-                value += tl.load(projected + part * RANK + index * LANES + lane)
-            sums += factors[index].to(tl.float32) * along(value, not FLIP)
-    y = tl.sum(sums, axis=0 if FLIP else 1) + shift
-    tl.store(out + row, y.to(out.dtype.element_ty), mask=row < outs)
+        for part in tl.static_range(RANK // LANES):
+            value = tl.zeros((tall, wide), tl.float32)
+            for index in tl.static_range(PARTS):
+                value += tl.load(tl.max_contiguous(projected + index * RANK + part * LANES + lanes, (1, 1)))
+            branch = branch + (value,)
+    empty = ()
+    for _ in tl.static_range(ROWS):
+        empty = empty + (tl.zeros((tall, wide), tl.float32),)
+    token = ()
+    for chunk in tl.static_range(CHUNKS):
+        place = (lanes + chunk * LANES) * RUN
+        token = token + (integers(x, smooth, place, cols, BITS, SMOOTH, EVEN, NATIVE, tall, wide),)
+    sums = empty
+    for step in tl.range(1, steps):
+        if LONG:
+            later = rows
+        else:
+            later = rows + WARPS * ROWS
+        coming = asked(
+            packed, scale, zero, bias, up, later, lanes, step if LONG else 0, outs, cols, row_words, groups,
+            rank, BITS, PER, STORED, BIAS, BRANCH, RANK, EVEN, ROWS, WARPS, CHUNKS,
+        )  # fmt: skip
+        sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
+        if LONG:
+            token = ()
+            for chunk in tl.static_range(CHUNKS):
+                place = (lanes + (step * CHUNKS + chunk) * LANES) * RUN
+                token = token + (integers(x, smooth, place, cols, BITS, SMOOTH, EVEN, NATIVE, tall, wide),)
+        else:
+            finished(out, rows, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)
+            sums = empty
+        held = coming
+        rows = later
+    sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
+    finished(out, rows, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)

@@ -174,25 +174,32 @@ def products(arch: int) -> Iterator[Case]:
 
 def one_token(arch: int) -> Iterator[Case]:
     """Every width, with a branch and without, in whole chunks of columns and not."""
-    for bits, kind, branch in ((4, "bf16", True), (4, "fp16", False), (3, "bf16", True), (2, "bf16", False)):
-        both = {"BITS": bits, "BRANCH": branch, "RANK": 32, "OVERLAP": arch >= OVERLAP_FROM}
+    cases = [
+        (4, "bf16", True, False),
+        (4, "fp16", False, True),
+        (3, "bf16", True, True),
+        (2, "bf16", False, False),
+    ]
+    for bits, kind, branch, long in cases:
+        both = {"SMOOTH": branch, "RANK": 32, "OVERLAP": arch >= OVERLAP_FROM}
+        smooth = {"smooth": "*fp16"} if branch else {}
+        if branch:
+            signature = {
+                "projected": "*fp32", "x": f"*{kind}", "down": "*fp16", "cols": "i32", "rank": "i32", **smooth
+            }  # fmt: skip
+            yield project.project_one_kernel, signature, {**both, "PIECES": 4, "COLS": 128}, 4
         signature = {
-            "halves": "*i32", "unit": "*fp32", "total": "*i32", "x": f"*{kind}", "cols": "i32", "rank": "i32",
-        }  # fmt: skip
-        signature |= {"projected": "*fp32", "down": "*fp16", "smooth": "*fp16"} if branch else {}
-        yield single.split_kernel, signature, {**both, "SMOOTH": branch, "AT_ONCE": 16}, 4
-        signature = {
-            "out": f"*{kind}", "halves": "*i32", "unit": "*fp32", "total": "*i32", "packed": "*i32",
-            "scale": "*fp16", "outs": "i32", "cols": "i32", "row_words": "i32", "groups": "i32",
-            "turns": "i32", "rank": "i32",
+            "out": f"*{kind}", "x": f"*{kind}", "packed": "*i32", "scale": "*fp16", "outs": "i32",
+            "cols": "i32", "row_words": "i32", "groups": "i32", "steps": "i32", "rank": "i32", **smooth,
         }  # fmt: skip
         signature |= {"zero": "*u8"} if bits < 4 else {}
         signature |= {"projected": "*fp32", "up": "*fp16", "bias": "*fp16"} if branch else {}
         constants = {
-            **both, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "PARTS": 12, "EVEN": branch,
-            "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "ROWS": 8, "CHUNKS": 3,
+            **both, "BITS": bits, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "BRANCH": branch,
+            "PARTS": 12, "EVEN": branch, "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "LONG": long,
+            "WARPS": 8, "ROWS": 3, "CHUNKS": 3,
         }  # fmt: skip
-        yield single.single_kernel, signature, constants, 4
+        yield single.single_kernel, signature, constants, 8
 
 
 def compile_case(arch: int, case: Case) -> None:
