@@ -14,7 +14,7 @@ scales |
 No road quantizes a weight anew: all read the packed codes and scales the layer holds, and round activations
 to the codes the reference rounds to, but for ties decided by the last bit of a division. `int8` adds the
 products of codes exactly; float8 sums in the tensor cores keep about 14 bits. 16-bit inputs of one token are
-held as integers of 15 bits, relative to the largest of 32 columns (`harness.kernels.triton.single`).
+held as integers of 16 bits, relative to the largest of 32 columns (`harness.kernels.triton.single`).
 """
 
 from __future__ import annotations

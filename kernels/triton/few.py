@@ -18,7 +18,7 @@ MOST_CHUNKS = 4
 PROGRAMS = 132
 """Programs that walk over rows, one for each processor of a Hopper; more where rows are too long to hold."""
 PROJECT_ONE = {"PIECES": 4, "COLS": 128, "num_warps": 4}
-SINGLE = {4: {"WARPS": 8, "ROWS": 3}, 3: {"WARPS": 8, "ROWS": 3}, 2: {"WARPS": 8, "ROWS": 3}}
+SINGLE = {4: {"WARPS": 8, "ROWS": 2}, 3: {"WARPS": 8, "ROWS": 2}, 2: {"WARPS": 8, "ROWS": 2}}
 """How kernels cut their work, by their own names."""
 WHOLE_ROW = 1 << 30
 """Lanes that share a scale where a row has one."""

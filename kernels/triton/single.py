@@ -256,6 +256,7 @@ def single_kernel(
     tall: tl.constexpr = LANES if FLIP else WARPS
     wide: tl.constexpr = WARPS if FLIP else LANES
     lanes = along(tl.arange(0, LANES), not FLIP) + along(tl.zeros((WARPS,), tl.int32), FLIP)
+    moved: tl.constexpr = 0 if LONG else WARPS * ROWS
     begin = tl.program_id(0) * (WARPS * ROWS) * (1 if LONG else steps)
     rows = tl.zeros((tall, wide), tl.int32) + along(begin + tl.arange(0, WARPS), FLIP)
     held = asked(
@@ -286,13 +287,10 @@ def single_kernel(
         token = token + (integers(x, smooth, place, cols, BITS, SMOOTH, EVEN, NATIVE, tall, wide),)
     sums = empty
     for step in tl.range(1, steps):
-        if LONG:
-            later = rows
-        else:
-            later = rows + WARPS * ROWS
         coming = asked(
-            packed, scale, zero, bias, up, later, lanes, step if LONG else 0, outs, cols, row_words, groups,
-            rank, BITS, PER, STORED, BIAS, BRANCH, RANK, EVEN, ROWS, WARPS, CHUNKS,
+            packed, scale, zero, bias, up, rows + step * moved, lanes, step if LONG else 0,
+            outs, cols, row_words, groups, rank,
+            BITS, PER, STORED, BIAS, BRANCH, RANK, EVEN, ROWS, WARPS, CHUNKS,
         )  # fmt: skip
         sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
         if LONG:
@@ -301,9 +299,10 @@ def single_kernel(
                 place = (lanes + (step * CHUNKS + chunk) * LANES) * RUN
                 token = token + (integers(x, smooth, place, cols, BITS, SMOOTH, EVEN, NATIVE, tall, wide),)
         else:
-            finished(out, rows, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)
+            here = rows + (step - 1) * moved
+            finished(out, here, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)
             sums = empty
         held = coming
-        rows = later
     sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
-    finished(out, rows, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)
+    here = rows + (steps - 1) * moved
+    finished(out, here, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)

@@ -197,7 +197,7 @@ def one_token(arch: int) -> Iterator[Case]:
         constants = {
             **both, "BITS": bits, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "BRANCH": branch,
             "PARTS": 12, "EVEN": branch, "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "LONG": long,
-            "WARPS": 8, "ROWS": 3, "CHUNKS": 3,
+            "WARPS": 8, "ROWS": 2, "CHUNKS": 3,
         }  # fmt: skip
         yield single.single_kernel, signature, constants, 8
 
