@@ -167,6 +167,20 @@ def asked(
 
 
 @triton.jit
+def made(
+    x, smooth, lanes, step, cols,
+    BITS: tl.constexpr, SMOOTH: tl.constexpr, EVEN: tl.constexpr, NATIVE: tl.constexpr,
+    CHUNKS: tl.constexpr, TALL: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Make chunks of the token `integers`, from chunk `step * CHUNKS` on."""
+    token = ()
+    for chunk in tl.static_range(CHUNKS):
+        first = (lanes + (step * CHUNKS + chunk) * LANES) * RUN
+        token = token + (integers(x, smooth, first, cols, BITS, SMOOTH, EVEN, NATIVE, TALL, WIDE),)
+    return token
+
+
+@triton.jit
 def multiplied(
     sums, held, token,
     BITS: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, NATIVE: tl.constexpr,
@@ -281,10 +295,8 @@ def single_kernel(
     empty = ()
     for _ in tl.static_range(ROWS):
         empty = empty + (tl.zeros((tall, wide), tl.float32),)
-    token = ()
-    for chunk in tl.static_range(CHUNKS):
-        place = (lanes + chunk * LANES) * RUN
-        token = token + (integers(x, smooth, place, cols, BITS, SMOOTH, EVEN, NATIVE, tall, wide),)
+    if not LONG:
+        token = made(x, smooth, lanes, 0, cols, BITS, SMOOTH, EVEN, NATIVE, CHUNKS, tall, wide)
     sums = empty
     for step in tl.range(1, steps):
         coming = asked(
@@ -292,17 +304,16 @@ def single_kernel(
             outs, cols, row_words, groups, rank,
             BITS, PER, STORED, BIAS, BRANCH, RANK, EVEN, ROWS, WARPS, CHUNKS,
         )  # fmt: skip
-        sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
         if LONG:
-            token = ()
-            for chunk in tl.static_range(CHUNKS):
-                place = (lanes + (step * CHUNKS + chunk) * LANES) * RUN
-                token = token + (integers(x, smooth, place, cols, BITS, SMOOTH, EVEN, NATIVE, tall, wide),)
-        else:
+            token = made(x, smooth, lanes, step - 1, cols, BITS, SMOOTH, EVEN, NATIVE, CHUNKS, tall, wide)
+        sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
+        if not LONG:
             here = rows + (step - 1) * moved
             finished(out, here, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)
             sums = empty
         held = coming
+    if LONG:
+        token = made(x, smooth, lanes, steps - 1, cols, BITS, SMOOTH, EVEN, NATIVE, CHUNKS, tall, wide)
     sums = multiplied(sums, held, token, BITS, STORED, OFFSET, NATIVE, ROWS, CHUNKS, tall, wide)
     here = rows + (steps - 1) * moved
     finished(out, here, lanes, outs, sums, held, branch, BIAS, BRANCH, RANK, FLIP, ROWS, WARPS)
