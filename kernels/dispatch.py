@@ -23,7 +23,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -190,10 +190,7 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     Raises:
         ValueError: `x` has another number of channels, which kernels would not see.
     """
-    if x.shape[-1] != layer.in_features:
-        raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
-    tokens = x.reshape(-1, x.shape[-1])
-    tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
+    tokens = _tokens(layer, x)
     if road in {"int8", "fp8"}:
         y = _codes_linear(layer, plan, tokens, x)
     elif road == "gemv":
@@ -201,6 +198,36 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     else:
         y = _expanded_linear(layer, x)
     return y.view(*x.shape[:-1], layer.out_features)
+
+
+def linear_pieces(layer: PackedLinear, x: Tensor, road: Road, plan: Plan, pieces: int) -> tuple[Tensor, ...]:
+    """As `linear`, the output channels in `pieces` tensors that are contiguous each: [..., out / pieces].
+
+    Codes are multiplied with the rows of one piece at a time; other roads take the output apart.
+
+    Raises:
+        ValueError: see `linear`.
+    """
+    if road not in {"int8", "fp8"}:
+        return contiguous_pieces(linear(layer, x, road, plan), pieces)
+    from harness.kernels.triton import ops
+
+    factors = _factors(layer, plan, _tokens(layer, x), x)
+    shape = *x.shape[:-1], layer.out_features // pieces
+    return tuple(y.view(shape) for y in ops.scaled_pieces(*factors, pieces))
+
+
+def contiguous_pieces(y: Tensor, pieces: int) -> tuple[Tensor, ...]:
+    """Take the last axis apart: copies but for a single row."""
+    return tuple(piece.contiguous() for piece in y.chunk(pieces, dim=-1))
+
+
+def _tokens(layer: PackedLinear, x: Tensor) -> Tensor:
+    """Return an input as [tokens, in] whose rows lie in one piece each."""
+    if x.shape[-1] != layer.in_features:
+        raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
+    tokens = x.reshape(-1, x.shape[-1])
+    return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
 
 
 def conv2d(layer: PackedConv2d, x: Tensor) -> Tensor:
@@ -240,6 +267,12 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
     """Multiply codes with units: a branch is among both, or added to the product."""
     from harness.kernels.triton import ops
 
+    y: Tensor = ops.scaled_linear(*_factors(layer, plan, tokens, x))
+    return y
+
+
+def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tuple[Any, ...]:
+    """Quantize tokens and expand the weight: the arguments of `harness.kernels.triton.ops.scaled_linear`."""
     stored, dtype = layer.bias, x.dtype
     given = _quantized(layer, plan, tokens, x)
     bias, up = stored, None if plan.branch is None else plan.branch.up
@@ -250,11 +283,10 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
         expand = units_weight(plan.weight, plan.kind)
         assert expand is not None
         units, col_scale = expand()
-    y: Tensor = ops.scaled_linear(
+    return (
         given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
         None if given.projected is None else up, None if stored is None else bias, dtype,
     )  # fmt: skip
-    return y
 
 
 def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Quantized:

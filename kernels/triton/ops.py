@@ -61,7 +61,7 @@ def without_gradient(name: str, found: Any) -> Any:
     def refuse(_: Tensor) -> None:
         raise RuntimeError(NO_GRADIENT.format(name))
 
-    for each in found if isinstance(found, tuple) else (found,):
+    for each in found if isinstance(found, tuple | list) else (found,):
         if isinstance(each, Tensor) and each.requires_grad:
             each.register_hook(refuse)  # type: ignore[no-untyped-call]
     return found
@@ -298,7 +298,22 @@ def _(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], inputs.padded_rank(int(down.shape[0])))
 
 
-@custom_op()
+def _scaled_linear(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    if row_zero is None and launch.has_vendor_product(codes, weight, dtype):
+        return launch.vendor_linear(
+            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias
+        )
+    col_sum = None if row_zero is None else weight.sum(dim=1, dtype=torch.int32)
+    return launch.linear(
+        codes, weight, row_scale, col_scale, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
+        projected=projected, up=up, bias=bias,
+    )  # fmt: skip
+
+
+@custom_op(_scaled_linear)
 def scaled_linear(
     codes: Tensor,
     weight: Tensor,
@@ -314,15 +329,7 @@ def scaled_linear(
 
     Float8 codes go to the vendor's library where it takes them (`launch.has_vendor_product`).
     """
-    if row_zero is None and launch.has_vendor_product(codes, weight, dtype):
-        return launch.vendor_linear(
-            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias
-        )
-    col_sum = None if row_zero is None else weight.sum(dim=1, dtype=torch.int32)
-    return launch.linear(
-        codes, weight, row_scale, col_scale, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
-        projected=projected, up=up, bias=bias,
-    )  # fmt: skip
+    return _scaled_linear(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype)
 
 
 @scaled_linear.register_fake
@@ -331,6 +338,43 @@ def _(
     projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
+
+
+@custom_op()
+def scaled_pieces(
+    codes: Tensor,
+    weight: Tensor,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    row_zero: Tensor | None,
+    projected: Tensor | None,
+    up: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    pieces: int,
+) -> list[Tensor]:
+    """As `scaled_linear`, the outs in tensors of their own: `pieces` of them, [tokens, outs / pieces]."""
+    none = (None,) * pieces
+    cut = zip(
+        weight.chunk(pieces),
+        col_scale.chunk(pieces),
+        none if up is None else up.chunk(pieces),
+        none if bias is None else bias.chunk(pieces),
+        strict=True,
+    )
+    return [
+        _scaled_linear(codes, units, row_scale, worth, row_zero, projected, factor, shift, dtype)
+        for units, worth, factor, shift in cut
+    ]
+
+
+@scaled_pieces.register_fake
+def _(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, pieces: int,
+) -> list[Tensor]:  # fmt: skip
+    size = codes.shape[0], weight.shape[0] // pieces
+    return [codes.new_empty(size, dtype=dtype) for _ in range(pieces)]
 
 
 @custom_op()

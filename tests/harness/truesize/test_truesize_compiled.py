@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from true_sizes import CPU, reduced_recipe
 
 from harness.kernels import dispatch
+from harness.kernels.joined import JoinedLinear
 from harness.kernels.layers import PackedLinear
 from harness.truesize.inputs import denoiser_inputs
 from harness.truesize.quantize import Recipe, load_true_size, quantize_true_size
@@ -110,6 +112,41 @@ def test_projections_of_one_input_become_one_layer_without_a_change_of_values(tm
     assert isinstance(apart.transformer_blocks[0].attn.to_q, PackedLinear)
     with torch.no_grad():
         assert torch.equal(denoiser(**call_of(recipe))[0], apart(**call_of(recipe))[0])
+
+
+def test_norms_are_given_q_and_k_in_one_piece_each(tmp_path: Path) -> None:
+    recipe, denoiser = flux(tmp_path)
+    given: list[bool] = []
+    for block in (*denoiser.transformer_blocks, *denoiser.single_transformer_blocks):
+        norms = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
+        for name in norms if hasattr(block.attn, "to_added_qkv") else norms[:2]:
+            norm = getattr(block.attn, name)
+            norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        denoiser(**call_of(recipe))
+    assert given == [True] * (2 * 4 + 3 * 2)
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
+)
+def test_pieces_and_compiled_slices_make_one_image(tmp_path: Path) -> None:
+    recipe, denoiser = flux(tmp_path)
+    denoiser.float()  # the interpreter has no arithmetic in bfloat16
+    call = {
+        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in call_of(recipe).items()
+    }
+    torch._dynamo.reset()
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        eager = denoiser(**call)[0]
+        assert {module.road_taken for module in denoiser.modules() if isinstance(module, JoinedLinear)} == {
+            "fp8"
+        }
+        denoiser.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        assert torch.equal(denoiser(**call)[0], eager)
+    torch._dynamo.reset()
 
 
 def test_projections_with_a_branch_each_stay_apart(tmp_path: Path) -> None:
