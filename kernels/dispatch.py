@@ -40,6 +40,7 @@ from harness.kernels.expansion import (
     float_weight,
     units_weight,
 )
+from harness.kernels.stored import held
 from harness.kernels.weights import PackedWeight, UniformWeight
 
 if TYPE_CHECKING:
@@ -273,9 +274,9 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
 
 def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tuple[Any, ...]:
     """Quantize tokens and expand the weight: the arguments of `harness.kernels.triton.ops.scaled_linear`."""
-    stored, dtype = layer.bias, x.dtype
+    stored, dtype = held(layer, "bias"), x.dtype
     given = _quantized(layer, plan, tokens, x)
-    bias, up = stored, None if plan.branch is None else plan.branch.up
+    bias, up = stored, None if plan.branch is None else held(plan.branch, "up")
     if plan.float8 is not None:
         assert isinstance(plan.weight, UniformWeight)
         units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, bias, up, given.gains)
@@ -292,11 +293,11 @@ def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tupl
 def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Quantized:
     from harness.kernels.triton import ops
 
-    act, branch, smooth = plan.act, plan.branch, layer.smooth
+    act, branch, smooth = plan.act, plan.branch, held(layer, "smooth")
     assert act is not None
     if branch is not None and act.scale_format != "float":
         codes, row_scale, found = ops.quantize_projected(
-            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, branch.down, plan.append
+            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, held(branch, "down"), plan.append
         )
         if plan.append:
             return Quantized(codes, row_scale, gains=found)
@@ -320,14 +321,14 @@ def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
 
 
 def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
-    smooth, branch = layer.smooth, plan.branch
+    smooth, branch = held(layer, "smooth"), plan.branch
     assert plan.few is not None
     assert isinstance(plan.weight, UniformWeight)
     if len(tokens) == 1 and plan.few.single and (branch is None or branch.rank <= MOST_APPENDED):
-        factors = (None, None) if branch is None else (branch.down, branch.up)
-        return plan.few.multiply_one(tokens, plan.weight, layer.bias, smooth, *factors)
+        factors = (None, None) if branch is None else (held(branch, "down"), held(branch, "up"))
+        return plan.few.multiply_one(tokens, plan.weight, held(layer, "bias"), smooth, *factors)
     values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
-    y = plan.few.multiply(values.contiguous(), plan.weight, layer.bias)
+    y = plan.few.multiply(values.contiguous(), plan.weight, held(layer, "bias"))
     return _with_branch(layer, values, y)
 
 

@@ -20,6 +20,7 @@ from harness.kernels.quantizers.scales import (
     largest_unit,
     units_per_step,
 )
+from harness.kernels.stored import held
 from harness.kernels.weights import (
     BinaryPlanesWeight,
     NormalFloatWeight,
@@ -121,8 +122,9 @@ class Float8Codes(NamedTuple):
         from harness.kernels.triton import ops
 
         found: tuple[Tensor, Tensor, Tensor | None, Tensor | None] = ops.expand_float8(
-            weight.packed, self.bits, self.cols, weight.multiplier, self.group, weight.scale, self.worth,
-            weight.zero, self.fixed, self.doubled, bias, up, gains, dtype,
+            held(weight, "packed"), self.bits, self.cols, held(weight, "multiplier"), self.group,
+            held(weight, "scale"), self.worth, held(weight, "zero"), self.fixed, self.doubled, bias, up,
+            gains, dtype,
         )  # fmt: skip
         return found
 
@@ -155,8 +157,8 @@ class FewTokenWeight(NamedTuple):
         from harness.kernels.triton import ops
 
         y: Tensor = ops.single(
-            x, weight.packed, weight.scale, self.bits, self.group, weight.zero, self.fixed, bias, smooth,
-            down, up,
+            x, held(weight, "packed"), held(weight, "scale"), self.bits, self.group, held(weight, "zero"),
+            self.fixed, bias, smooth, down, up,
         )  # fmt: skip
         return y
 
@@ -165,8 +167,9 @@ class FewTokenWeight(NamedTuple):
         from harness.kernels.triton import ops
 
         y: Tensor = ops.gemv(
-            x, weight.packed, weight.scale, self.bits, self.group, weight.zero, self.fixed, bias
-        )
+            x, held(weight, "packed"), held(weight, "scale"), self.bits, self.group, held(weight, "zero"),
+            self.fixed, bias,
+        )  # fmt: skip
         return y
 
 
@@ -282,11 +285,11 @@ def _unit_codes(weight: PackedWeight, dtype: torch.dtype) -> tuple[Codes, Callab
     if not isinstance(weight, UniformWeight) or weight.grid == "affine":
         return None
     grouped = isinstance(weight.group, int) and weight.group < weight.cols
-    held = {None: torch.int8, torch.uint8: torch.int8, torch.int8: torch.float8_e4m3fn}
+    kinds = {None: torch.int8, torch.uint8: torch.int8, torch.int8: torch.float8_e4m3fn}
     multiplier = weight.multiplier
     if grouped and multiplier is None:
         return None
-    if multiplier is not None and held[multiplier.dtype] != dtype:
+    if multiplier is not None and kinds[multiplier.dtype] != dtype:
         return None
     most = LARGEST_PRODUCT if dtype == torch.int8 else LARGEST_E8M0_UNIT
     if largest_unit(weight.bits, weight.grid) > most:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 Spec = dict[str, Any]
@@ -24,6 +25,18 @@ class StoredModule(nn.Module):
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def held(module: nn.Module, name: str) -> Any:
+    """Return an attribute of a module that is a buffer as a rule: a fifth of the time torch takes to find it.
+
+    Not while compiling: there torch has its own way to know a buffer again.
+    """
+    if not torch.compiler.is_compiling():
+        buffers = module._buffers
+        if name in buffers:
+            return buffers[name]
+    return getattr(module, name)
 
 
 def nbytes(tensor: Tensor | None) -> int:

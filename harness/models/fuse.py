@@ -2,8 +2,8 @@
 
 Its `fused_projections` tells the attention's processor to call `to_qkv` (and `to_added_qkv`, of the caption)
 and to cut the result in three with `chunk`: the input is smoothed, quantized and projected once instead of
-three times. A joined layer gives q, k and v in a tensor each (`harness.kernels.joined.Pieces`), since norms of
-q and k would copy them out of a wide one; in a compiled graph one wide product takes the place of three.
+three times. A joined layer gives q, k and v in a tensor each (`harness.kernels.joined.Pieces`): norms would
+copy q and k out of a wide one. In a compiled graph one wide product takes the place of three.
 """
 
 from __future__ import annotations
