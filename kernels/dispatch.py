@@ -201,8 +201,10 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     return y.view(*x.shape[:-1], layer.out_features)
 
 
-def linear_pieces(layer: PackedLinear, x: Tensor, road: Road, plan: Plan, pieces: int) -> tuple[Tensor, ...]:
-    """As `linear`, the output channels in `pieces` tensors that are contiguous each: [..., out / pieces].
+def linear_pieces(
+    layer: PackedLinear, x: Tensor, road: Road, plan: Plan, sizes: list[int]
+) -> tuple[Tensor, ...]:
+    """As `linear`, the output channels in tensors that are contiguous each: [..., size] for each size.
 
     Codes are multiplied with the rows of one piece at a time; other roads take the output apart.
 
@@ -210,17 +212,17 @@ def linear_pieces(layer: PackedLinear, x: Tensor, road: Road, plan: Plan, pieces
         ValueError: see `linear`.
     """
     if road not in {"int8", "fp8"}:
-        return contiguous_pieces(linear(layer, x, road, plan), pieces)
+        return contiguous_pieces(linear(layer, x, road, plan), sizes)
     from harness.kernels.triton import ops
 
     factors = _factors(layer, plan, _tokens(layer, x), x)
-    shape = *x.shape[:-1], layer.out_features // pieces
-    return tuple(y.view(shape) for y in ops.scaled_pieces(*factors, pieces))
+    rows = x.shape[:-1]
+    return tuple(y.view(*rows, y.shape[1]) for y in ops.scaled_pieces(*factors, sizes))
 
 
-def contiguous_pieces(y: Tensor, pieces: int) -> tuple[Tensor, ...]:
+def contiguous_pieces(y: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     """Take the last axis apart: copies but for a single row."""
-    return tuple(piece.contiguous() for piece in y.chunk(pieces, dim=-1))
+    return tuple(piece.contiguous() for piece in y.split(sizes, dim=-1))
 
 
 def _tokens(layer: PackedLinear, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Packed linear layers with one input as one layer: their inputs are divided and quantized once.
 
 What each output channel holds does not change, so neither do values: rows of codes, scales, zero points and
-biases are put under each other, and outputs come out apart. Layers that were smoothed alike and whose
-branches share the down factor (`harness.kernels.ties`) differ in nothing else.
+biases are put under each other, and outputs come out apart. Layers that were smoothed alike differ in their
+branches alone. Those that share the down factor (`harness.kernels.ties`) share its directions; other branches
+stand beside each other, and an output's up factor is zero for directions that are not its own.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.kernels import dispatch
 from harness.kernels.branch import LowRankBranch
+from harness.kernels.dispatch import MOST_APPENDED
 from harness.kernels.layers import PackedLinear
 from harness.kernels.ties import same_tensor
 from harness.kernels.weights import UniformWeight
@@ -43,29 +46,70 @@ class Pieces:
 
 
 class JoinedLinear(PackedLinear):
-    """Packed layers of one input and as many outputs each, whose output is cut apart with `chunk`.
+    """Packed layers of one input, whose outputs come apart.
 
     Attributes:
-        pieces: how many layers it was made of.
+        sizes: the outputs of each.
     """
 
-    def __init__(self, weight: UniformWeight, pieces: int, **parts: Any) -> None:
+    def __init__(self, weight: UniformWeight, sizes: Sequence[int], **parts: Any) -> None:
         """Put the pieces together as `PackedLinear` does."""
         super().__init__(weight, **parts)
-        self.pieces = pieces
+        self.sizes = list(sizes)
 
-    def forward(self, x: Tensor) -> Tensor | Pieces:  # type: ignore[override]
-        """Apply the layers: [..., in_features] -> something whose `chunk(pieces, dim=-1)` is their outputs.
+    def forward(self, x: Tensor) -> Pieces:  # type: ignore[override]
+        """Apply the layers: [..., in_features] -> [..., out of one layer] each.
 
-        A compiler is given the outputs side by side: what comes next it lets read slices. What is run as it
-        is written would copy slices first.
+        A compiler is given slices of all outputs side by side, which it lets be read by what comes next. What
+        is run as it is written would copy slices first, and gets tensors of their own.
         """
         if torch.compiler.is_compiling():
-            return super().forward(x)
+            return Pieces(super().forward(x).split(self.sizes, dim=-1))
         road, plan = self.take(x)
         if plan is None:
-            return Pieces(dispatch.contiguous_pieces(self.reference(x), self.pieces))
-        return Pieces(dispatch.linear_pieces(self, x, road, plan, self.pieces))
+            return Pieces(dispatch.contiguous_pieces(self.reference(x), self.sizes))
+        return Pieces(dispatch.linear_pieces(self, x, road, plan, self.sizes))
+
+
+class FirstOfTwo(nn.Module):
+    """Runs joined layers where the last of them stood, and keeps what the others give for `SecondOfTwo`.
+
+    Attributes:
+        joined: the layers.
+        kept: the input of the last call and the outputs kept of it, until they are taken.
+    """
+
+    def __init__(self, joined: JoinedLinear) -> None:
+        """Run `joined`."""
+        super().__init__()
+        self.joined = joined
+        self.kept: tuple[Tensor, Pieces] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the last layer: [..., in_features] -> [..., its out]."""
+        *others, last = self.joined(x).tensors
+        self.kept = x, Pieces(tuple(others))
+        return last
+
+    def take(self, x: Tensor) -> Pieces:
+        """Return the outputs of the other layers for an input, which was the last one or is computed with."""
+        kept, self.kept = self.kept, None
+        if kept is not None and kept[0] is x:
+            return kept[1]
+        return Pieces(self.joined(x).tensors[:-1])
+
+
+class SecondOfTwo(nn.Module):
+    """Stands where other modules of a `FirstOfTwo` stood that are given the same tensor after it."""
+
+    def __init__(self, first: FirstOfTwo) -> None:
+        """Take from `first`."""
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: Tensor) -> Pieces:
+        """Apply all layers but the last: [..., in_features] -> [..., out of one layer] each."""
+        return self.first.take(x)
 
 
 def join_linear(layers: Sequence[nn.Module]) -> JoinedLinear | None:
@@ -75,9 +119,9 @@ def join_linear(layers: Sequence[nn.Module]) -> JoinedLinear | None:
         layers: modules that are given one input.
 
     Returns:
-        A `JoinedLinear`, if all are packed linear layers on a uniform grid of one kind, with as many outputs,
-        equal smoothing vectors, equal dynamic quantizers of the input, and equal down factors of their
-        branches.
+        A `JoinedLinear`, if all are packed linear layers on a uniform grid of one kind, with equal smoothing
+        vectors, equal dynamic quantizers of the input, and either no branches or branches of together no more
+        directions than one product takes (`dispatch.MOST_APPENDED`), or one branch's.
     """
     packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
     weights = [layer.weight for layer in packed if isinstance(layer.weight, UniformWeight)]
@@ -92,27 +136,49 @@ def join_linear(layers: Sequence[nn.Module]) -> JoinedLinear | None:
     joined.scale = torch.cat([each.scale for each in weights])
     joined.zero = _stacked([each.zero for each in weights])
     joined.multiplier = _stacked([each.multiplier for each in weights])
-    branch = None
-    if first.branch is not None:
-        up = torch.cat([layer.branch.up for layer in packed if layer.branch is not None])
-        branch = LowRankBranch(first.branch.down, up)
+    branches = [layer.branch for layer in packed if layer.branch is not None]
+    branch = _beside(branches) if branches else None
+    if branch is not None and branch.rank > max(MOST_APPENDED, branches[0].rank):
+        return None
     bias = _stacked([layer.bias for layer in packed])
-    made = JoinedLinear(joined, len(layers), bias=bias, act=first.act, smooth=first.smooth, branch=branch)
+    sizes = [each.rows for each in weights]
+    made = JoinedLinear(joined, sizes, bias=bias, act=first.act, smooth=first.smooth, branch=branch)
     return made.eval()
 
 
 def _alike(layer: PackedLinear, other: PackedLinear) -> bool:
     """Whether two layers on uniform grids can be one: per-row parameters, everything else the same."""
-    spec = layer.spec()
-    if spec != other.spec() or spec["weight"].get("group") == "tensor":
+    mine, theirs = dict(layer.spec()), dict(other.spec())
+    weights = [dict(spec.pop("weight")) for spec in (mine, theirs)]
+    for weight in weights:
+        weight.pop("rows")
+    ranks = mine.pop("branch"), theirs.pop("branch")
+    if mine != theirs or weights[0] != weights[1] or weights[0].get("group") == "tensor":
         return False
     if layer.act is not None and layer.act.mode != "dynamic":
         return False
-    if layer.branch is not None and other.branch is not None:
-        down = same_tensor(layer.branch.down, other.branch.down)
-    else:
-        down = layer.branch is None and other.branch is None
-    return down and (layer.smooth is None or same_tensor(layer.smooth, other.smooth))
+    if (ranks[0] == 0) != (ranks[1] == 0):
+        return False
+    return layer.smooth is None or same_tensor(layer.smooth, other.smooth)
+
+
+def _beside(branches: Sequence[LowRankBranch]) -> LowRankBranch:
+    """Return one branch for the outputs of all, one after the other: equal down factors are there once."""
+    downs: list[Tensor] = []
+    places = []
+    for branch in branches:
+        found = [place for place, down in enumerate(downs) if same_tensor(down, branch.down)]
+        places.append(found[0] if found else len(downs))
+        if not found:
+            downs.append(branch.down)
+    if len(downs) == 1:
+        return LowRankBranch(downs[0], torch.cat([branch.up for branch in branches]))
+    rank = sum(len(down) for down in downs)
+    ups = []
+    for branch, place in zip(branches, places, strict=True):
+        before = sum(len(down) for down in downs[:place])
+        ups.append(F.pad(branch.up, (before, rank - before - branch.rank)))
+    return LowRankBranch(torch.cat(downs), torch.cat(ups))
 
 
 def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch._C._functorch import peek_interpreter_stack
 from harness.kernels.triton import few, inputs, launch
 
 LIBRARY: Any = torch.library.Library("harness", "FRAGMENT")  # type: ignore[no-untyped-call]
-PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
+PLAIN = frozenset({Tensor, list, int, float, bool, str, torch.dtype, type(None)})
 """What the arguments are when no tensor among them is of a subclass."""
 
 NO_GRADIENT = "harness::{} has no gradient: train with set_backend('reference')"
@@ -351,15 +351,15 @@ def scaled_pieces(
     up: Tensor | None,
     bias: Tensor | None,
     dtype: torch.dtype,
-    pieces: int,
+    sizes: list[int],
 ) -> list[Tensor]:
-    """As `scaled_linear`, the outs in tensors of their own: `pieces` of them, [tokens, outs / pieces]."""
-    none = (None,) * pieces
+    """As `scaled_linear`, the outs in tensors of their own: [tokens, size] for each of the sizes."""
+    none = (None,) * len(sizes)
     cut = zip(
-        weight.chunk(pieces),
-        col_scale.chunk(pieces),
-        none if up is None else up.chunk(pieces),
-        none if bias is None else bias.chunk(pieces),
+        weight.split(sizes),
+        col_scale.split(sizes),
+        none if up is None else up.split(sizes),
+        none if bias is None else bias.split(sizes),
         strict=True,
     )
     return [
@@ -371,10 +371,9 @@ def scaled_pieces(
 @scaled_pieces.register_fake
 def _(
     codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
-    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, pieces: int,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, sizes: list[int],
 ) -> list[Tensor]:  # fmt: skip
-    size = codes.shape[0], weight.shape[0] // pieces
-    return [codes.new_empty(size, dtype=dtype) for _ in range(pieces)]
+    return [codes.new_empty(codes.shape[0], size, dtype=dtype) for size in sizes]
 
 
 @custom_op()

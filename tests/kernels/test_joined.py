@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
-from harness.kernels.joined import Pieces, join_linear
+from harness.kernels.dispatch import MOST_APPENDED
+from harness.kernels.joined import FirstOfTwo, Pieces, SecondOfTwo, join_linear
 from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.grid import Grid
 from harness.kernels.quantizers.normal_float import quantize_normal_float
@@ -81,8 +82,9 @@ def test_layers_that_differ_in_more_than_rows_are_not_joined() -> None:
         assert last.smooth is not None
         if what == "smooth":
             last.smooth = last.smooth * 2
-        elif what == "down":
-            last.branch.down = last.branch.down + 1
+        elif what == "directions":
+            rank = MOST_APPENDED - 1  # beside the two of the others
+            last.branch = LowRankBranch(torch.ones(rank, IN), torch.ones(ROWS[2], rank))
         elif what == "branch":
             last.branch = None
         elif what == "act":
@@ -92,16 +94,81 @@ def test_layers_that_differ_in_more_than_rows_are_not_joined() -> None:
         elif what == "kind":
             codes = quantize_normal_float(torch.ones(ROWS[2], IN), 4, 8)
             last.weight = NormalFloatWeight.pack(codes, 4, 8)
-        elif what == "rows":
-            last.weight = layers(rows=5)[2].weight
         elif what == "float":
             return [*parts[:2], nn.Linear(IN, 4)]
         return list(parts)
 
     assert join_linear(changed("")) is not None
-    for what in ("smooth", "down", "branch", "act", "scales", "kind", "rows", "float"):
+    for what in ("smooth", "directions", "branch", "act", "scales", "kind", "float"):
         assert join_linear(changed(what)) is None, what
     assert join_linear([]) is None
+
+
+def test_branches_with_other_directions_stand_beside_each_other() -> None:
+    parts = layers(act=ActQuantizer(4, "group", "dynamic", True, group=8), rows=5)
+    assert parts[2].branch is not None
+    parts[2].branch = LowRankBranch(-torch.ones(3, IN), torch.full((5, 3), 2.0))
+    joined = join_linear(parts)
+    assert joined is not None
+    assert joined.branch is not None
+    assert joined.branch.rank == 2 + 3  # the first two share theirs
+    assert not joined.branch.up[:14, 2:].any()
+    assert not joined.branch.up[14:, :2].any()
+    x = torch.randn(3, IN, generator=torch.Generator().manual_seed(1))
+    for piece, part in zip(joined(x).tensors, parts, strict=True):
+        assert piece.is_contiguous()
+        torch.testing.assert_close(piece, part(x), rtol=1e-6, atol=1e-6)
+
+
+def test_what_the_first_keeps_is_taken_once_and_for_its_input() -> None:
+    parts = layers(act=ActQuantizer(4, "group", "dynamic", True, group=8), rows=5)
+    joined = join_linear(parts)
+    assert joined is not None
+    runs: list[Tensor] = []
+    joined.register_forward_pre_hook(lambda _, given: runs.append(given[0]))
+    first = FirstOfTwo(joined)
+    second = SecondOfTwo(first)
+    x, y = torch.randn(2, 3, IN, generator=torch.Generator().manual_seed(1))
+
+    def check(given: Tensor) -> None:
+        for piece, part in zip(second(given).chunk(2, dim=-1), parts[:2], strict=True):
+            torch.testing.assert_close(piece, part(given), rtol=1e-6, atol=1e-6)
+
+    torch.testing.assert_close(first(x), parts[2](x), rtol=1e-6, atol=1e-6)
+    check(x)
+    assert len(runs) == 1
+    assert first.kept is None
+    check(x)  # nothing is left
+    first(x)
+    check(y)  # of another input
+    assert [given is y for given in runs] == [False, False, False, True]
+    assert first.kept is None
+
+
+def test_a_compiler_sees_both_places_of_joined_layers_in_one_graph() -> None:
+    joined = join_linear(layers(act=ActQuantizer(4, "group", "dynamic", True, group=8, scale_format="e8m0")))
+    assert joined is not None
+    first = FirstOfTwo(joined)
+    second = SecondOfTwo(first)
+    x = torch.randn(2, 3, IN, generator=torch.Generator().manual_seed(1))
+
+    def block(x: Tensor) -> tuple[Tensor, ...]:
+        return first(x), *second(x).chunk(2, dim=-1)
+
+    products: list[int] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        products.append(sum("linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    with torch.no_grad():
+        wanted = block(x)
+        found = torch.compile(block, fullgraph=True, backend=keep)(x)
+    torch._dynamo.reset()
+    assert products == [3]  # one each with the weight and both factors
+    assert first.kept is None
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_stored_ranges_are_each_layer_s_own() -> None:
