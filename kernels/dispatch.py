@@ -222,7 +222,7 @@ def linear_pieces(
 
 def contiguous_pieces(y: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     """Take the last axis apart: copies but for a single row."""
-    return tuple(piece.contiguous() for piece in y.split(sizes, dim=-1))
+    return tuple(piece.contiguous() for piece in torch.split(y, sizes, dim=-1))
 
 
 def _tokens(layer: PackedLinear, x: Tensor) -> Tensor:

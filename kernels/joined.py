@@ -64,7 +64,7 @@ class JoinedLinear(PackedLinear):
         is run as it is written would copy slices first, and gets tensors of their own.
         """
         if torch.compiler.is_compiling():
-            return Pieces(super().forward(x).split(self.sizes, dim=-1))
+            return Pieces(torch.split(super().forward(x), self.sizes, dim=-1))
         road, plan = self.take(x)
         if plan is None:
             return Pieces(dispatch.contiguous_pieces(self.reference(x), self.sizes))
@@ -87,7 +87,8 @@ class FirstOfTwo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the last layer: [..., in_features] -> [..., its out]."""
-        *others, last = self.joined(x).tensors
+        pieces: Pieces = self.joined(x)
+        *others, last = pieces.tensors
         self.kept = x, Pieces(tuple(others))
         return last
 
@@ -96,7 +97,8 @@ class FirstOfTwo(nn.Module):
         kept, self.kept = self.kept, None
         if kept is not None and kept[0] is x:
             return kept[1]
-        return Pieces(self.joined(x).tensors[:-1])
+        pieces: Pieces = self.joined(x)
+        return Pieces(pieces.tensors[:-1])
 
 
 class SecondOfTwo(nn.Module):
