@@ -109,11 +109,11 @@ def expand_float8(
     branch = "none" if up is None else "copy" if gains is None else "append"
     launch, wide, padded = _float8_expansion(
         rows, cols, row_bytes, exponent.shape[1], rank, bits, packed.data_ptr() % bits == 0, group,
-        offset is not None, doubled, fixed_offset, worth, bias is not None, branch, packed.device,
+        offset is not None, doubled, fixed_offset, worth, bias is not None, branch, dtype, packed.device,
     )  # fmt: skip
     # Of a tensor that is there torch asks neither device nor layout: a third less time than `torch.empty`.
     out = packed.new_empty(rows, wide, dtype=torch.float8_e4m3fn)
-    col_scale = packed.new_empty(rows, dtype=torch.float32)
+    col_scale = packed.new_empty(1, rows, dtype=torch.float32)
     bias_out = None if bias is None else packed.new_empty(rows, dtype=dtype)
     up_out = packed.new_empty(rows, padded, dtype=dtype) if branch == "copy" else None
     launch(out, col_scale, bias_out, up_out, packed, exponent, offset, row_scale, bias, up, gains)
@@ -124,9 +124,12 @@ def expand_float8(
 def _float8_expansion(
     rows: int, cols: int, row_bytes: int, groups: int, rank: int, bits: int, aligned: bool, group: int,
     stored: bool, doubled: bool, fixed_offset: float, worth: float, bias: bool, branch: str,
-    device: torch.device,
+    _dtype: torch.dtype, device: torch.device,
 ) -> tuple[Launch, int, int]:  # fmt: skip
-    """Return the launch, columns of the units, and the rank that the branch is held with."""
+    """Return the launch, columns of the units, and the rank that the branch is held with.
+
+    The type of what is allocated for it is not asked for but by who keeps it.
+    """
     padded = padded_rank(rank) if rank else 0
     wide = cols + 4 * padded if branch == "append" else cols
     word = word_type(row_bytes, bits) if aligned else None
@@ -142,7 +145,7 @@ def _float8_expansion(
     }  # fmt: skip
     grid = cdiv(rows, UNITS["ROWS"]), cdiv(cols, span * 8)
     read_as = None if word is None else {4: word}
-    return Launch(units_kernel, grid, numbers, constants, read_as=read_as), wide, padded
+    return Launch(units_kernel, grid, numbers, constants, read_as=read_as, fresh=4), wide, padded
 
 
 def has_copy_engine(x: Tensor) -> bool:
@@ -228,13 +231,15 @@ def vendor_linear(
 ) -> Tensor:
     """Multiply float8 codes with float8 units in the vendor's library, and add the branch: [tokens, outs].
 
+    `row_scale` and `col_scale` may be [tokens, 1] and [1, outs], which torch asks for.
     Fast accumulation keeps about 14 bits, as this package's own float8 product does. The branch is one more
     product added in place, rounded to `dtype` a second time.
     """
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
     y = torch._scaled_mm(
-        codes, weight.t(), scale_a=row_scale.unsqueeze(1), scale_b=col_scale.unsqueeze(0), bias=bias,
+        codes, weight.t(), scale_a=row_scale if row_scale.dim() == 2 else row_scale.unsqueeze(1),
+        scale_b=col_scale if col_scale.dim() == 2 else col_scale.unsqueeze(0), bias=bias,
         out_dtype=dtype, use_fast_accum=True,
     )  # fmt: skip
     if projected is not None and up is not None:

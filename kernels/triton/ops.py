@@ -255,8 +255,8 @@ def expand_float8(
     """Expand packed codes to float8 units, see `units_kernel`.
 
     Returns:
-        units, col_scale, and `bias` and `up` in `dtype` (None or empty where there are none; with `gains`
-        `up` is part of the units).
+        units, col_scale [1, rows], and `bias` and `up` in `dtype` (None or empty where there are none; with
+        `gains` `up` is part of the units).
     """
     units, col_scale, bias_out, up_out = _expand_float8(
         packed, bits, cols, exponent, group, row_scale, worth, offset, fixed_offset, doubled, bias, up, gains,
@@ -281,7 +281,7 @@ def _(
     rank = 0 if up is None else inputs.padded_rank(int(up.shape[1]))
     return (
         packed.new_empty(rows, cols if gains is None else cols + 4 * rank, dtype=torch.float8_e4m3fn),
-        packed.new_empty(rows, dtype=torch.float32),
+        packed.new_empty(1, rows, dtype=torch.float32),
         packed.new_empty(0 if bias is None else rows, dtype=dtype),
         packed.new_empty((rows, rank) if rank and gains is None else 0, dtype=dtype),
     )
@@ -357,7 +357,7 @@ def scaled_pieces(
     none = (None,) * pieces
     cut = zip(
         weight.chunk(pieces),
-        col_scale.chunk(pieces),
+        col_scale.chunk(pieces, dim=-1),
         none if up is None else up.chunk(pieces),
         none if bias is None else bias.chunk(pieces),
         strict=True,
