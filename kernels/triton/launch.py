@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -210,11 +213,16 @@ def _product(
     return Launch(linear_tma_kernel if tma else linear_kernel, grid, (tokens, outs, cols, rank), constants)
 
 
-def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies float8 codes and units, a scale per row of each, in the vendor's library."""
+def cut(whole: Any, pieces: int, dim: int) -> Sequence[Any]:
+    """Cut a tensor, or None, along an axis."""
+    return whole.chunk(pieces, dim) if pieces > 1 and whole is not None else (whole,) * pieces
+
+
+def has_vendor_product(codes: Tensor, outs: int, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies float8 codes and `outs` rows of units in the vendor's library."""
     if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
         return False
-    fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0
+    fits = codes.shape[1] % 16 == 0 and outs % 16 == 0
     return fits and capability(codes.device) in VENDOR_PRODUCT
 
 
@@ -228,23 +236,42 @@ def vendor_linear(
     projected: Tensor | None = None,
     up: Tensor | None = None,
     bias: Tensor | None = None,
-) -> Tensor:
-    """Multiply float8 codes with float8 units in the vendor's library, and add the branch: [tokens, outs].
+    pieces: int = 1,
+) -> list[Tensor]:
+    """Multiply float8 codes with float8 units in the vendor's library, and add the branch.
 
-    `row_scale` and `col_scale` may be [tokens, 1] and [1, outs], which torch asks for.
     Fast accumulation keeps about 14 bits, as this package's own float8 product does. The branch is one more
     product added in place, rounded to `dtype` a second time.
+
+    Args:
+        codes: [tokens, cols].
+        weight: [outs, cols].
+        row_scale: float32 [tokens] or [tokens, 1], which torch asks for.
+        col_scale: float32 [outs] or [1, outs], which torch asks for.
+        dtype: of the outputs.
+        projected: [tokens, rank or more] or None.
+        up: [outs, rank] or None.
+        bias: [outs] or None.
+        pieces: into how many products the outs are cut.
+
+    Returns:
+        [tokens, outs / pieces] each.
     """
-    if bias is not None and bias.dtype != dtype:
-        bias = bias.to(dtype)
-    y = torch._scaled_mm(
-        codes, weight.t(), scale_a=row_scale if row_scale.dim() == 2 else row_scale.unsqueeze(1),
-        scale_b=col_scale if col_scale.dim() == 2 else col_scale.unsqueeze(0), bias=bias,
-        out_dtype=dtype, use_fast_accum=True,
-    )  # fmt: skip
+    down_rows = row_scale if row_scale.dim() == 2 else row_scale.unsqueeze(1)
+    along_rows = col_scale if col_scale.dim() == 2 else col_scale.unsqueeze(0)
+    shift = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+    factors = zip(cut(weight.t(), pieces, 1), cut(along_rows, pieces, 1), cut(shift, pieces, 0), strict=True)
+    made = [
+        torch._scaled_mm(
+            codes, units, scale_a=down_rows, scale_b=worth, bias=each, out_dtype=dtype, use_fast_accum=True
+        )
+        for units, worth, each in factors
+    ]
     if projected is not None and up is not None:
-        y.addmm_(projected[:, : up.shape[1]].to(dtype), up.to(dtype).t())
-    return y
+        directions = projected[:, : up.shape[1]].to(dtype)
+        for y, factor in zip(made, cut(up.to(dtype), pieces, 0), strict=True):
+            y.addmm_(directions, factor.t())
+    return made
 
 
 def gemv(

@@ -302,15 +302,30 @@ def _scaled_linear(
     codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
     projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    if row_zero is None and launch.has_vendor_product(codes, weight, dtype):
+    return _scaled_pieces(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype, 1)[0]
+
+
+def _scaled_pieces(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, pieces: int,
+) -> list[Tensor]:  # fmt: skip
+    if row_zero is None and launch.has_vendor_product(codes, weight.shape[0] // pieces, dtype):
         return launch.vendor_linear(
-            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias
-        )
-    col_sum = None if row_zero is None else weight.sum(dim=1, dtype=torch.int32)
-    return launch.linear(
-        codes, weight, row_scale, col_scale, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
-        projected=projected, up=up, bias=bias,
-    )  # fmt: skip
+            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias,
+            pieces=pieces,
+        )  # fmt: skip
+    whole = ((weight, 0), (col_scale, -1), (up, 0), (bias, 0))
+    made = []
+    for units, worth, factor, shift in zip(
+        *(launch.cut(each, pieces, dim) for each, dim in whole), strict=True
+    ):
+        col_sum = None if row_zero is None else units.sum(dim=1, dtype=torch.int32)
+        y = launch.linear(
+            codes, units, row_scale, worth, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
+            projected=projected, up=factor, bias=shift,
+        )  # fmt: skip
+        made.append(y)
+    return made
 
 
 @custom_op(_scaled_linear)
@@ -340,7 +355,7 @@ def _(
     return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
 
 
-@custom_op()
+@custom_op(_scaled_pieces)
 def scaled_pieces(
     codes: Tensor,
     weight: Tensor,
@@ -354,18 +369,7 @@ def scaled_pieces(
     pieces: int,
 ) -> list[Tensor]:
     """As `scaled_linear`, the outs in tensors of their own: `pieces` of them, [tokens, outs / pieces]."""
-    none = (None,) * pieces
-    cut = zip(
-        weight.chunk(pieces),
-        col_scale.chunk(pieces, dim=-1),
-        none if up is None else up.chunk(pieces),
-        none if bias is None else bias.chunk(pieces),
-        strict=True,
-    )
-    return [
-        _scaled_linear(codes, units, row_scale, worth, row_zero, projected, factor, shift, dtype)
-        for units, worth, factor, shift in cut
-    ]
+    return _scaled_pieces(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype, pieces)
 
 
 @scaled_pieces.register_fake
