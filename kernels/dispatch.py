@@ -198,7 +198,7 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
         y = _few_tokens(layer, plan, tokens)
     else:
         y = _expanded_linear(layer, x)
-    return y.view(*x.shape[:-1], layer.out_features)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], layer.out_features)
 
 
 def linear_pieces(
@@ -229,7 +229,7 @@ def _tokens(layer: PackedLinear, x: Tensor) -> Tensor:
     """Return an input as [tokens, in] whose rows lie in one piece each."""
     if x.shape[-1] != layer.in_features:
         raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
-    tokens = x.reshape(-1, x.shape[-1])
+    tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
 
 

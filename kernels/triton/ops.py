@@ -255,8 +255,8 @@ def expand_float8(
     """Expand packed codes to float8 units, see `units_kernel`.
 
     Returns:
-        units, col_scale, and `bias` and `up` in `dtype` (None or empty where there are none; with `gains`
-        `up` is part of the units).
+        units, col_scale [1, rows], and `bias` and `up` in `dtype` (None or empty where there are none; with
+        `gains` `up` is part of the units).
     """
     units, col_scale, bias_out, up_out = _expand_float8(
         packed, bits, cols, exponent, group, row_scale, worth, offset, fixed_offset, doubled, bias, up, gains,
@@ -281,7 +281,7 @@ def _(
     rank = 0 if up is None else inputs.padded_rank(int(up.shape[1]))
     return (
         packed.new_empty(rows, cols if gains is None else cols + 4 * rank, dtype=torch.float8_e4m3fn),
-        packed.new_empty(rows, dtype=torch.float32),
+        packed.new_empty(1, rows, dtype=torch.float32),
         packed.new_empty(0 if bias is None else rows, dtype=dtype),
         packed.new_empty((rows, rank) if rank and gains is None else 0, dtype=dtype),
     )
@@ -302,15 +302,31 @@ def _scaled_linear(
     codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
     projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    if row_zero is None and launch.has_vendor_product(codes, weight, dtype):
+    sizes = [weight.shape[0]]
+    return _scaled_pieces(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype, sizes)[0]
+
+
+def _scaled_pieces(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, sizes: list[int],
+) -> list[Tensor]:  # fmt: skip
+    if row_zero is None and all(launch.has_vendor_product(codes, size, dtype) for size in sizes):
         return launch.vendor_linear(
-            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias
-        )
-    col_sum = None if row_zero is None else weight.sum(dim=1, dtype=torch.int32)
-    return launch.linear(
-        codes, weight, row_scale, col_scale, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
-        projected=projected, up=up, bias=bias,
-    )  # fmt: skip
+            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias,
+            sizes=sizes,
+        )  # fmt: skip
+    whole = ((weight, 0), (col_scale, -1), (up, 0), (bias, 0))
+    made = []
+    for units, worth, factor, shift in zip(
+        *(launch.cut(each, sizes, dim) for each, dim in whole), strict=True
+    ):
+        col_sum = None if row_zero is None else units.sum(dim=1, dtype=torch.int32)
+        y = launch.linear(
+            codes, units, row_scale, worth, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
+            projected=projected, up=factor, bias=shift,
+        )  # fmt: skip
+        made.append(y)
+    return made
 
 
 @custom_op(_scaled_linear)
@@ -340,7 +356,7 @@ def _(
     return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
 
 
-@custom_op()
+@custom_op(_scaled_pieces)
 def scaled_pieces(
     codes: Tensor,
     weight: Tensor,
@@ -354,18 +370,7 @@ def scaled_pieces(
     sizes: list[int],
 ) -> list[Tensor]:
     """As `scaled_linear`, the outs in tensors of their own: [tokens, size] for each of the sizes."""
-    none = (None,) * len(sizes)
-    cut = zip(
-        weight.split(sizes),
-        col_scale.split(sizes),
-        none if up is None else up.split(sizes),
-        none if bias is None else bias.split(sizes),
-        strict=True,
-    )
-    return [
-        _scaled_linear(codes, units, row_scale, worth, row_zero, projected, factor, shift, dtype)
-        for units, worth, factor, shift in cut
-    ]
+    return _scaled_pieces(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype, sizes)
 
 
 @scaled_pieces.register_fake

@@ -76,6 +76,7 @@ class Launch:
         constants: dict[str, Any],
         *,
         read_as: dict[int, torch.dtype] | None = None,
+        fresh: int = 0,
     ) -> None:
         """Settle a launch.
 
@@ -86,10 +87,12 @@ class Launch:
             numbers: its numbers, in order.
             constants: all its constants by name, and options of the launch.
             read_as: by their places, element types that tensors are read as instead of their own.
+            fresh: how many of the first tensors are always allocated for the launch, on one device and with
+                element types that follow from all else it is made for: they are aligned, and not looked at.
         """
         self.kernel, self.grid, self.numbers, self.constants = kernel, (*grid, 1), numbers, constants
         self.rest = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
-        self.read_as = read_as or {}
+        self.read_as, self.fresh = read_as or {}, fresh
         self.compiles = isinstance(kernel, JITFunction)
         self.known: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
@@ -104,9 +107,10 @@ class Launch:
             with torch.cuda.device(place):
                 self(*tensors)
             return
+        fresh = self.fresh
         kind: list[Any] = [device]
-        given: list[Any] = []
-        for each in tensors:
+        given: list[Any] = [each if each is None else each.data_ptr() for each in tensors[:fresh]]
+        for each in tensors[fresh:] if fresh else tensors:
             if each is None:
                 kind.append(None)
                 given.append(None)
