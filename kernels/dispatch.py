@@ -276,30 +276,32 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
 
 def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tuple[Any, ...]:
     """Quantize tokens and expand the weight: the arguments of `harness.kernels.triton.ops.scaled_linear`."""
-    stored, dtype = held(layer, "bias"), x.dtype
-    given = _quantized(layer, plan, tokens, x)
-    bias, up = stored, None if plan.branch is None else held(plan.branch, "up")
+    stored, smooth = held(layer, "bias", "smooth")
+    down, up = (None, None) if plan.branch is None else held(plan.branch, "down", "up")
+    given, dtype = _quantized(plan, tokens, x, smooth, down), x.dtype
     if plan.float8 is not None:
         assert isinstance(plan.weight, UniformWeight)
-        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, bias, up, given.gains)
+        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, stored, up, given.gains)
     else:
         expand = units_weight(plan.weight, plan.kind)
         assert expand is not None
-        units, col_scale = expand()
+        bias, (units, col_scale) = stored, expand()
     return (
         given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
         None if given.projected is None else up, None if stored is None else bias, dtype,
     )  # fmt: skip
 
 
-def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Quantized:
+def _quantized(
+    plan: Plan, tokens: Tensor, x: Tensor, smooth: Tensor | None, down: Tensor | None
+) -> Quantized:
     from harness.kernels.triton import ops
 
-    act, branch, smooth = plan.act, plan.branch, held(layer, "smooth")
+    act = plan.act
     assert act is not None
-    if branch is not None and act.scale_format != "float":
+    if down is not None and act.scale_format != "float":
         codes, row_scale, found = ops.quantize_projected(
-            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, held(branch, "down"), plan.append
+            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, down, plan.append
         )
         if plan.append:
             return Quantized(codes, row_scale, gains=found)
@@ -308,7 +310,7 @@ def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Qu
     codes, row_scale, zero = ops.quantize_tokens(
         tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, lo, hi
     )
-    projected = None if branch is None else ops.project(tokens, branch.down, smooth)
+    projected = None if down is None else ops.project(tokens, down, smooth)
     return Quantized(codes, row_scale, zero if zero.numel() else None, projected)
 
 
@@ -323,14 +325,14 @@ def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
 
 
 def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
-    smooth, branch = held(layer, "smooth"), plan.branch
+    branch, (bias, smooth) = plan.branch, held(layer, "bias", "smooth")
     assert plan.few is not None
     assert isinstance(plan.weight, UniformWeight)
     if len(tokens) == 1 and plan.few.single and (branch is None or branch.rank <= MOST_APPENDED):
-        factors = (None, None) if branch is None else (held(branch, "down"), held(branch, "up"))
-        return plan.few.multiply_one(tokens, plan.weight, held(layer, "bias"), smooth, *factors)
+        factors = (None, None) if branch is None else held(branch, "down", "up")
+        return plan.few.multiply_one(tokens, plan.weight, bias, smooth, *factors)
     values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
-    y = plan.few.multiply(values.contiguous(), plan.weight, held(layer, "bias"))
+    y = plan.few.multiply(values.contiguous(), plan.weight, bias)
     return _with_branch(layer, values, y)
 
 

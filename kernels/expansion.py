@@ -121,10 +121,10 @@ class Float8Codes(NamedTuple):
         """Return units, the rows' scales, and bias and up in `dtype`, see `ops.expand_float8`."""
         from harness.kernels.triton import ops
 
+        packed, exponent, scale, zero = held(weight, "packed", "multiplier", "scale", "zero")
         found: tuple[Tensor, Tensor, Tensor | None, Tensor | None] = ops.expand_float8(
-            held(weight, "packed"), self.bits, self.cols, held(weight, "multiplier"), self.group,
-            held(weight, "scale"), self.worth, held(weight, "zero"), self.fixed, self.doubled, bias, up,
-            gains, dtype,
+            packed, self.bits, self.cols, exponent, self.group, scale, self.worth, zero, self.fixed,
+            self.doubled, bias, up, gains, dtype,
         )  # fmt: skip
         return found
 
@@ -156,20 +156,18 @@ class FewTokenWeight(NamedTuple):
         """Return all of a layer's output for one token, see `harness.kernels.triton.ops.single`."""
         from harness.kernels.triton import ops
 
+        packed, scale, zero = held(weight, "packed", "scale", "zero")
         y: Tensor = ops.single(
-            x, held(weight, "packed"), held(weight, "scale"), self.bits, self.group, held(weight, "zero"),
-            self.fixed, bias, smooth, down, up,
-        )  # fmt: skip
+            x, packed, scale, self.bits, self.group, zero, self.fixed, bias, smooth, down, up
+        )
         return y
 
     def multiply(self, x: Tensor, weight: UniformWeight, bias: Tensor | None) -> Tensor:
         """Return the product of few tokens with the weight, see `harness.kernels.triton.ops.gemv`."""
         from harness.kernels.triton import ops
 
-        y: Tensor = ops.gemv(
-            x, held(weight, "packed"), held(weight, "scale"), self.bits, self.group, held(weight, "zero"),
-            self.fixed, bias,
-        )  # fmt: skip
+        packed, scale, zero = held(weight, "packed", "scale", "zero")
+        y: Tensor = ops.gemv(x, packed, scale, self.bits, self.group, zero, self.fixed, bias)
         return y
 
 
