@@ -23,7 +23,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ from harness.kernels.expansion import (
     float_weight,
     units_weight,
 )
+from harness.kernels.stored import held
 from harness.kernels.weights import PackedWeight, UniformWeight
 
 if TYPE_CHECKING:
@@ -190,17 +191,46 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     Raises:
         ValueError: `x` has another number of channels, which kernels would not see.
     """
-    if x.shape[-1] != layer.in_features:
-        raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
-    tokens = x.reshape(-1, x.shape[-1])
-    tokens = tokens if tokens.stride(-1) == 1 else tokens.contiguous()
+    tokens = _tokens(layer, x)
     if road in {"int8", "fp8"}:
         y = _codes_linear(layer, plan, tokens, x)
     elif road == "gemv":
         y = _few_tokens(layer, plan, tokens)
     else:
         y = _expanded_linear(layer, x)
-    return y.view(*x.shape[:-1], layer.out_features)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], layer.out_features)
+
+
+def linear_pieces(
+    layer: PackedLinear, x: Tensor, road: Road, plan: Plan, sizes: list[int]
+) -> tuple[Tensor, ...]:
+    """As `linear`, the output channels in tensors that are contiguous each: [..., size] for each size.
+
+    Codes are multiplied with the rows of one piece at a time; other roads take the output apart.
+
+    Raises:
+        ValueError: see `linear`.
+    """
+    if road not in {"int8", "fp8"}:
+        return contiguous_pieces(linear(layer, x, road, plan), sizes)
+    from harness.kernels.triton import ops
+
+    factors = _factors(layer, plan, _tokens(layer, x), x)
+    rows = x.shape[:-1]
+    return tuple(y.view(*rows, y.shape[1]) for y in ops.scaled_pieces(*factors, sizes))
+
+
+def contiguous_pieces(y: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """Take the last axis apart: copies but for a single row."""
+    return tuple(piece.contiguous() for piece in torch.split(y, sizes, dim=-1))
+
+
+def _tokens(layer: PackedLinear, x: Tensor) -> Tensor:
+    """Return an input as [tokens, in] whose rows lie in one piece each."""
+    if x.shape[-1] != layer.in_features:
+        raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
+    tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
 
 
 def conv2d(layer: PackedConv2d, x: Tensor) -> Tensor:
@@ -240,31 +270,38 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
     """Multiply codes with units: a branch is among both, or added to the product."""
     from harness.kernels.triton import ops
 
-    stored, dtype = layer.bias, x.dtype
-    given = _quantized(layer, plan, tokens, x)
-    bias, up = stored, None if plan.branch is None else plan.branch.up
-    if plan.float8 is not None:
-        assert isinstance(plan.weight, UniformWeight)
-        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, bias, up, given.gains)
-    else:
-        expand = units_weight(plan.weight, plan.kind)
-        assert expand is not None
-        units, col_scale = expand()
-    y: Tensor = ops.scaled_linear(
-        given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
-        None if given.projected is None else up, None if stored is None else bias, dtype,
-    )  # fmt: skip
+    y: Tensor = ops.scaled_linear(*_factors(layer, plan, tokens, x))
     return y
 
 
-def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Quantized:
+def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tuple[Any, ...]:
+    """Quantize tokens and expand the weight: the arguments of `harness.kernels.triton.ops.scaled_linear`."""
+    stored, smooth = held(layer, "bias", "smooth")
+    down, up = (None, None) if plan.branch is None else held(plan.branch, "down", "up")
+    given, dtype = _quantized(plan, tokens, x, smooth, down), x.dtype
+    if plan.float8 is not None:
+        assert isinstance(plan.weight, UniformWeight)
+        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, stored, up, given.gains)
+    else:
+        expand = units_weight(plan.weight, plan.kind)
+        assert expand is not None
+        bias, (units, col_scale) = stored, expand()
+    return (
+        given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
+        None if given.projected is None else up, None if stored is None else bias, dtype,
+    )  # fmt: skip
+
+
+def _quantized(
+    plan: Plan, tokens: Tensor, x: Tensor, smooth: Tensor | None, down: Tensor | None
+) -> Quantized:
     from harness.kernels.triton import ops
 
-    act, branch, smooth = plan.act, plan.branch, layer.smooth
+    act = plan.act
     assert act is not None
-    if branch is not None and act.scale_format != "float":
+    if down is not None and act.scale_format != "float":
         codes, row_scale, found = ops.quantize_projected(
-            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, branch.down, plan.append
+            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, down, plan.append
         )
         if plan.append:
             return Quantized(codes, row_scale, gains=found)
@@ -273,7 +310,7 @@ def _quantized(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Qu
     codes, row_scale, zero = ops.quantize_tokens(
         tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, lo, hi
     )
-    projected = None if branch is None else ops.project(tokens, branch.down, smooth)
+    projected = None if down is None else ops.project(tokens, down, smooth)
     return Quantized(codes, row_scale, zero if zero.numel() else None, projected)
 
 
@@ -288,14 +325,14 @@ def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
 
 
 def _few_tokens(layer: PackedLinear, plan: Plan, tokens: Tensor) -> Tensor:
-    smooth, branch = layer.smooth, plan.branch
+    branch, (bias, smooth) = plan.branch, held(layer, "bias", "smooth")
     assert plan.few is not None
     assert isinstance(plan.weight, UniformWeight)
     if len(tokens) == 1 and plan.few.single and (branch is None or branch.rank <= MOST_APPENDED):
-        factors = (None, None) if branch is None else (branch.down, branch.up)
-        return plan.few.multiply_one(tokens, plan.weight, layer.bias, smooth, *factors)
+        factors = (None, None) if branch is None else held(branch, "down", "up")
+        return plan.few.multiply_one(tokens, plan.weight, bias, smooth, *factors)
     values = tokens if smooth is None else tokens / smooth.to(tokens.dtype)
-    y = plan.few.multiply(values.contiguous(), plan.weight, layer.bias)
+    y = plan.few.multiply(values.contiguous(), plan.weight, bias)
     return _with_branch(layer, values, y)
 
 

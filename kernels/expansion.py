@@ -20,6 +20,7 @@ from harness.kernels.quantizers.scales import (
     largest_unit,
     units_per_step,
 )
+from harness.kernels.stored import held
 from harness.kernels.weights import (
     BinaryPlanesWeight,
     NormalFloatWeight,
@@ -120,9 +121,10 @@ class Float8Codes(NamedTuple):
         """Return units, the rows' scales, and bias and up in `dtype`, see `ops.expand_float8`."""
         from harness.kernels.triton import ops
 
+        packed, exponent, scale, zero = held(weight, "packed", "multiplier", "scale", "zero")
         found: tuple[Tensor, Tensor, Tensor | None, Tensor | None] = ops.expand_float8(
-            weight.packed, self.bits, self.cols, weight.multiplier, self.group, weight.scale, self.worth,
-            weight.zero, self.fixed, self.doubled, bias, up, gains, dtype,
+            packed, self.bits, self.cols, exponent, self.group, scale, self.worth, zero, self.fixed,
+            self.doubled, bias, up, gains, dtype,
         )  # fmt: skip
         return found
 
@@ -154,19 +156,18 @@ class FewTokenWeight(NamedTuple):
         """Return all of a layer's output for one token, see `harness.kernels.triton.ops.single`."""
         from harness.kernels.triton import ops
 
+        packed, scale, zero = held(weight, "packed", "scale", "zero")
         y: Tensor = ops.single(
-            x, weight.packed, weight.scale, self.bits, self.group, weight.zero, self.fixed, bias, smooth,
-            down, up,
-        )  # fmt: skip
+            x, packed, scale, self.bits, self.group, zero, self.fixed, bias, smooth, down, up
+        )
         return y
 
     def multiply(self, x: Tensor, weight: UniformWeight, bias: Tensor | None) -> Tensor:
         """Return the product of few tokens with the weight, see `harness.kernels.triton.ops.gemv`."""
         from harness.kernels.triton import ops
 
-        y: Tensor = ops.gemv(
-            x, weight.packed, weight.scale, self.bits, self.group, weight.zero, self.fixed, bias
-        )
+        packed, scale, zero = held(weight, "packed", "scale", "zero")
+        y: Tensor = ops.gemv(x, packed, scale, self.bits, self.group, zero, self.fixed, bias)
         return y
 
 
@@ -282,11 +283,11 @@ def _unit_codes(weight: PackedWeight, dtype: torch.dtype) -> tuple[Codes, Callab
     if not isinstance(weight, UniformWeight) or weight.grid == "affine":
         return None
     grouped = isinstance(weight.group, int) and weight.group < weight.cols
-    held = {None: torch.int8, torch.uint8: torch.int8, torch.int8: torch.float8_e4m3fn}
+    kinds = {None: torch.int8, torch.uint8: torch.int8, torch.int8: torch.float8_e4m3fn}
     multiplier = weight.multiplier
     if grouped and multiplier is None:
         return None
-    if multiplier is not None and held[multiplier.dtype] != dtype:
+    if multiplier is not None and kinds[multiplier.dtype] != dtype:
         return None
     most = LARGEST_PRODUCT if dtype == torch.int8 else LARGEST_E8M0_UNIT
     if largest_unit(weight.bits, weight.grid) > most:

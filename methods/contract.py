@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -133,9 +132,11 @@ class QuantizeJob:
         return self.calibration
 
     def input_groups(self) -> Iterator[list[LayerTarget]]:
-        """Yield the targets in runs that share one input tensor."""
-        for _, run in groupby(self.targets, key=lambda t: t.input_group):
-            yield list(run)
+        """Yield the targets that share one input tensor, in the order of the first of each."""
+        found: dict[str, list[LayerTarget]] = {}
+        for target in self.targets:
+            found.setdefault(target.input_group, []).append(target)
+        yield from found.values()
 
     def replace(self, name: str, packed: nn.Module) -> None:
         """Put `packed` in the place of the float layer `name`."""

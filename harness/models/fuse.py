@@ -1,8 +1,12 @@
-"""One packed layer for q, k and v of an attention, where diffusers' attention can run from one.
+"""One packed layer for layers of one input, where diffusers' FLUX can run from one.
 
-Its `fused_projections` tells the attention's processor to call `to_qkv` (and `to_added_qkv`, of the caption)
-and to cut the result in three: the input is smoothed, quantized and projected once instead of three times,
-and one wide product takes the place of three narrow ones.
+An attention's `fused_projections` tells its processor to call `to_qkv` (and `to_added_qkv`, of the caption)
+and to cut the result in three with `chunk`: the input is smoothed, quantized and projected once instead of
+three times. A joined layer gives q, k and v in a tensor each (`harness.kernels.joined.Pieces`): norms would
+copy q and k out of a wide one. In a compiled graph one wide product takes the place of three.
+
+A single block gives the same input to its feed-forward first. Where that was smoothed with q, k and v, all
+four are one layer, and the attention takes what is left of it (`FirstOfTwo`).
 """
 
 from __future__ import annotations
@@ -11,13 +15,15 @@ from typing import Any
 
 from torch import nn
 
-from harness.kernels.joined import join_linear
+from harness.kernels.joined import FirstOfTwo, JoinedLinear, SecondOfTwo, join_linear
 
 _HEED = frozenset({"FluxAttention"})
 """Attentions whose processors look at `fused_projections`; q, k and v of each read one input.
 
 Those of diffusers' older class `Attention` (Stable Diffusion, PixArt, SANA, DiT) do not look.
 """
+_SINGLE = "FluxSingleTransformerBlock"
+"""Blocks that give what their attention reads to `proj_mlp` before."""
 _IMAGE = ("to_q", "to_k", "to_v")
 _CAPTION = ("add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -34,7 +40,8 @@ def fuse_projections(denoiser: nn.Module) -> int:
     Returns:
         How many attentions run from joined layers now.
     """
-    count = 0
+    singles: list[Any] = [module for module in denoiser.modules() if type(module).__name__ == _SINGLE]
+    count = sum(_fuse_single(block) for block in singles)
     found: list[Any] = [module for module in denoiser.modules() if type(module).__name__ in _HEED]
     for attention in found:
         if attention.fused_projections:
@@ -42,13 +49,35 @@ def fuse_projections(denoiser: nn.Module) -> int:
         wanted = {"to_qkv": _IMAGE}
         if hasattr(attention, _CAPTION[0]):
             wanted["to_added_qkv"] = _CAPTION
-        joined = {to: join_linear([getattr(attention, name) for name in of]) for to, of in wanted.items()}
+        joined = {to: _joined(attention, of) for to, of in wanted.items()}
         if not all(joined.values()):
             continue
         for to, of in wanted.items():
-            setattr(attention, to, joined[to])
-            for name in of:
-                delattr(attention, name)
-        attention.fused_projections = True
+            _put(attention, to, joined[to], of)
         count += 1
     return count
+
+
+def _fuse_single(block: Any) -> bool:
+    """Join q, k, v and the feed-forward's first layer of a single block, if that can be."""
+    attention = block.attn
+    if type(attention).__name__ not in _HEED or attention.fused_projections:
+        return False
+    joined = _joined(attention, _IMAGE, block.proj_mlp)
+    if joined is None:
+        return False
+    block.proj_mlp = FirstOfTwo(joined)
+    _put(attention, "to_qkv", SecondOfTwo(block.proj_mlp), _IMAGE)
+    return True
+
+
+def _joined(attention: Any, of: tuple[str, ...], *others: nn.Module) -> JoinedLinear | None:
+    return join_linear([*(getattr(attention, name) for name in of), *others])
+
+
+def _put(attention: Any, to: str, joined: nn.Module | None, of: tuple[str, ...]) -> None:
+    """Let an attention run from a joined layer."""
+    setattr(attention, to, joined)
+    for name in of:
+        delattr(attention, name)
+    attention.fused_projections = True

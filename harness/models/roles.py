@@ -203,13 +203,14 @@ def layer_roles(family: str, denoiser: nn.Module) -> dict[str, str]:
 
 
 def input_group(name: str, role: str) -> str:
-    """Return a label shared by those layers of one attention that consume the same input tensor.
+    """Return a label shared by those layers that consume the same input tensor.
 
-    q, k and v of self-attention read the image tokens; k and v of cross-attention read the caption; q, k and
-    v of FLUX's caption stream read the caption tokens. The feed-forward of FLUX's single blocks reads what
-    q, k and v read and yet is a group of its own, as in deepcompressor, where it has its own branch.
+    q, k and v of self-attention read the image tokens, and so does the feed-forward of FLUX's single blocks;
+    k and v of cross-attention read the caption; q, k and v of FLUX's caption stream read the caption tokens.
     """
-    parent = name.rpartition(".")[0]
+    parent, _, own = name.rpartition(".")
+    if own == "proj_mlp":
+        return f"{parent}.attn.qkv"
     if role in {"attn.q", "attn.k", "attn.v"}:
         return f"{parent}.qkv"
     if role in {"context.q", "context.k", "context.v"}:

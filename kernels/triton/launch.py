@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -26,10 +29,16 @@ VENDOR_PRODUCT = {(8, 9), (9, 0), (10, 0)}
 WORD_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def word_type(row_bytes: int, bits: int) -> torch.dtype | None:
+    """Return the type of words of eight codes of which rows of packed bytes are made; None if of none."""
+    word = WORD_TYPES.get(bits)
+    return None if word is None or row_bytes % bits else word
+
+
 def words_of(packed: Tensor, bits: int) -> tuple[Tensor, bool]:
     """View packed rows as whole words of eight codes where they are aligned: the view, and whether it is."""
-    word = WORD_TYPES.get(bits)
-    if word is None or packed.shape[1] % bits or packed.data_ptr() % bits:
+    word = word_type(packed.shape[1], bits)
+    if word is None or packed.data_ptr() % bits:
         return packed, False
     return (packed if bits == 1 else packed.view(word)), True
 
@@ -98,40 +107,48 @@ def expand_float8(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Expand to float8: units, col_scale, bias and up of `dtype`; with `gains` up is part of the units."""
-    rows, device = packed.shape[0], packed.device
-    rank = 0 if up is None else padded_rank(up.shape[1])
-    wide = cols if gains is None else cols + 4 * rank
-    out = torch.empty(rows, wide, dtype=torch.float8_e4m3fn, device=device)
-    col_scale = torch.empty(rows, dtype=torch.float32, device=device)
-    bias_out = None if bias is None else torch.empty(rows, dtype=dtype, device=device)
-    copied = up is not None and gains is None
-    up_out = torch.empty(rows, rank, dtype=dtype, device=device) if copied else None
-    words, whole = words_of(packed, bits)
+    rows, row_bytes = packed.shape
+    rank = 0 if up is None else up.shape[1]
     branch = "none" if up is None else "copy" if gains is None else "append"
-    launch = _float8_expansion(
-        rows, cols, words.shape[1], exponent.shape[1], wide, 0 if up is None else up.shape[1], rank, bits,
-        whole, group, offset is not None, 2 if doubled else 1, fixed_offset, worth, bias is not None, branch,
-        device,
+    launch, wide, padded = _float8_expansion(
+        rows, cols, row_bytes, exponent.shape[1], rank, bits, packed.data_ptr() % bits == 0, group,
+        offset is not None, doubled, fixed_offset, worth, bias is not None, branch, dtype, packed.device,
     )  # fmt: skip
-    launch(out, col_scale, bias_out, up_out, words, exponent, offset, row_scale, bias, up, gains)
+    # Of a tensor that is there torch asks neither device nor layout: a third less time than `torch.empty`.
+    out = packed.new_empty(rows, wide, dtype=torch.float8_e4m3fn)
+    col_scale = packed.new_empty(1, rows, dtype=torch.float32)
+    bias_out = None if bias is None else packed.new_empty(rows, dtype=dtype)
+    up_out = packed.new_empty(rows, padded, dtype=dtype) if branch == "copy" else None
+    launch(out, col_scale, bias_out, up_out, packed, exponent, offset, row_scale, bias, up, gains)
     return out, col_scale, bias_out, up_out
 
 
 @kept
 def _float8_expansion(
-    rows: int, cols: int, row_words: int, groups: int, wide: int, rank: int, padded: int, bits: int,
-    whole: bool, group: int, stored: bool, multiplier: int, fixed_offset: float, worth: float, bias: bool,
-    branch: str, device: torch.device,
-) -> Launch:  # fmt: skip
+    rows: int, cols: int, row_bytes: int, groups: int, rank: int, bits: int, aligned: bool, group: int,
+    stored: bool, doubled: bool, fixed_offset: float, worth: float, bias: bool, branch: str,
+    _dtype: torch.dtype, device: torch.device,
+) -> tuple[Launch, int, int]:  # fmt: skip
+    """Return the launch, columns of the units, and the rank that the branch is held with.
+
+    The type of what is allocated for it is not asked for but by who keeps it.
+    """
+    padded = padded_rank(rank) if rank else 0
+    wide = cols + 4 * padded if branch == "append" else cols
+    word = word_type(row_bytes, bits) if aligned else None
+    row_words = row_bytes if word is None else row_bytes // bits
+    multiplier = 2 if doubled else 1
     span = cdiv(cols, cdiv(cols, UNITS_SPAN) * 8 * UNITS["WORDS"]) * UNITS["WORDS"]
     fixed = fixed_offset * multiplier
     early = overlapping("units", cols, device) if branch == "append" else {"OVERLAP": False}
     numbers = (rows, cols, span, row_words, groups, wide, fixed, rank, worth, 0x3F800000)
     constants = {
-        "BITS": bits, "WHOLE": whole, "GROUP": group, "STORED": stored, "MULTIPLIER": multiplier,
+        "BITS": bits, "WHOLE": word is not None, "GROUP": group, "STORED": stored, "MULTIPLIER": multiplier,
         "BIAS": bias, "BRANCH": branch, "RANK": padded or 16, **early, **UNITS,
     }  # fmt: skip
-    return Launch(units_kernel, (cdiv(rows, UNITS["ROWS"]), cdiv(cols, span * 8)), numbers, constants)
+    grid = cdiv(rows, UNITS["ROWS"]), cdiv(cols, span * 8)
+    read_as = None if word is None else {4: word}
+    return Launch(units_kernel, grid, numbers, constants, read_as=read_as, fresh=4), wide, padded
 
 
 def has_copy_engine(x: Tensor) -> bool:
@@ -196,11 +213,16 @@ def _product(
     return Launch(linear_tma_kernel if tma else linear_kernel, grid, (tokens, outs, cols, rank), constants)
 
 
-def has_vendor_product(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch multiplies float8 codes and units, a scale per row of each, in the vendor's library."""
+def cut(whole: Any, sizes: Sequence[int], dim: int) -> Sequence[Any]:
+    """Cut a tensor, or None, along an axis."""
+    return (whole,) * len(sizes) if len(sizes) == 1 or whole is None else whole.split_with_sizes(sizes, dim)
+
+
+def has_vendor_product(codes: Tensor, outs: int, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies float8 codes and `outs` rows of units in the vendor's library."""
     if codes.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16 or not codes.is_cuda:
         return False
-    fits = codes.shape[1] % 16 == 0 and weight.shape[0] % 16 == 0
+    fits = codes.shape[1] % 16 == 0 and outs % 16 == 0
     return fits and capability(codes.device) in VENDOR_PRODUCT
 
 
@@ -214,19 +236,42 @@ def vendor_linear(
     projected: Tensor | None = None,
     up: Tensor | None = None,
     bias: Tensor | None = None,
-) -> Tensor:
-    """Multiply float8 codes with float8 units in the vendor's library, and add the branch: [tokens, outs].
+    sizes: Sequence[int],
+) -> list[Tensor]:
+    """Multiply float8 codes with float8 units in the vendor's library, and add the branch.
 
     Fast accumulation keeps about 14 bits, as this package's own float8 product does. The branch is one more
     product added in place, rounded to `dtype` a second time.
+
+    Args:
+        codes: [tokens, cols].
+        weight: [outs, cols].
+        row_scale: float32 [tokens] or [tokens, 1], which torch asks for.
+        col_scale: float32 [outs] or [1, outs], which torch asks for.
+        dtype: of the outputs.
+        projected: [tokens, rank or more] or None.
+        up: [outs, rank] or None.
+        bias: [outs] or None.
+        sizes: of the products into which the outs are cut.
+
+    Returns:
+        [tokens, size] each.
     """
-    y = torch._scaled_mm(
-        codes, weight.t(), scale_a=row_scale.unsqueeze(1), scale_b=col_scale.unsqueeze(0),
-        bias=bias if bias is None else bias.to(dtype), out_dtype=dtype, use_fast_accum=True,
-    )  # fmt: skip
+    down_rows = row_scale if row_scale.dim() == 2 else row_scale.unsqueeze(1)
+    along_rows = col_scale if col_scale.dim() == 2 else col_scale.unsqueeze(0)
+    shift = bias if bias is None or bias.dtype == dtype else bias.to(dtype)
+    factors = zip(cut(weight.t(), sizes, 1), cut(along_rows, sizes, 1), cut(shift, sizes, 0), strict=True)
+    made = [
+        torch._scaled_mm(
+            codes, units, scale_a=down_rows, scale_b=worth, bias=each, out_dtype=dtype, use_fast_accum=True
+        )
+        for units, worth, each in factors
+    ]
     if projected is not None and up is not None:
-        y.addmm_(projected[:, : up.shape[1]].to(dtype), up.to(dtype).t())
-    return y
+        directions = projected[:, : up.shape[1]].to(dtype)
+        for y, factor in zip(made, cut(up.to(dtype), sizes, 0), strict=True):
+            y.addmm_(directions, factor.t())
+    return made
 
 
 def gemv(

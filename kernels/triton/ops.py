@@ -19,7 +19,7 @@ from torch._C._functorch import peek_interpreter_stack
 from harness.kernels.triton import few, inputs, launch
 
 LIBRARY: Any = torch.library.Library("harness", "FRAGMENT")  # type: ignore[no-untyped-call]
-PLAIN = frozenset({Tensor, int, float, bool, str, torch.dtype, type(None)})
+PLAIN = frozenset({Tensor, list, int, float, bool, str, torch.dtype, type(None)})
 """What the arguments are when no tensor among them is of a subclass."""
 
 NO_GRADIENT = "harness::{} has no gradient: train with set_backend('reference')"
@@ -61,7 +61,7 @@ def without_gradient(name: str, found: Any) -> Any:
     def refuse(_: Tensor) -> None:
         raise RuntimeError(NO_GRADIENT.format(name))
 
-    for each in found if isinstance(found, tuple) else (found,):
+    for each in found if isinstance(found, tuple | list) else (found,):
         if isinstance(each, Tensor) and each.requires_grad:
             each.register_hook(refuse)  # type: ignore[no-untyped-call]
     return found
@@ -255,8 +255,8 @@ def expand_float8(
     """Expand packed codes to float8 units, see `units_kernel`.
 
     Returns:
-        units, col_scale, and `bias` and `up` in `dtype` (None or empty where there are none; with `gains`
-        `up` is part of the units).
+        units, col_scale [1, rows], and `bias` and `up` in `dtype` (None or empty where there are none; with
+        `gains` `up` is part of the units).
     """
     units, col_scale, bias_out, up_out = _expand_float8(
         packed, bits, cols, exponent, group, row_scale, worth, offset, fixed_offset, doubled, bias, up, gains,
@@ -281,7 +281,7 @@ def _(
     rank = 0 if up is None else inputs.padded_rank(int(up.shape[1]))
     return (
         packed.new_empty(rows, cols if gains is None else cols + 4 * rank, dtype=torch.float8_e4m3fn),
-        packed.new_empty(rows, dtype=torch.float32),
+        packed.new_empty(1, rows, dtype=torch.float32),
         packed.new_empty(0 if bias is None else rows, dtype=dtype),
         packed.new_empty((rows, rank) if rank and gains is None else 0, dtype=dtype),
     )
@@ -298,7 +298,38 @@ def _(x: Tensor, down: Tensor, smooth: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], inputs.padded_rank(int(down.shape[0])))
 
 
-@custom_op()
+def _scaled_linear(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    sizes = [weight.shape[0]]
+    return _scaled_pieces(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype, sizes)[0]
+
+
+def _scaled_pieces(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, sizes: list[int],
+) -> list[Tensor]:  # fmt: skip
+    if row_zero is None and all(launch.has_vendor_product(codes, size, dtype) for size in sizes):
+        return launch.vendor_linear(
+            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias,
+            sizes=sizes,
+        )  # fmt: skip
+    whole = ((weight, 0), (col_scale, -1), (up, 0), (bias, 0))
+    made = []
+    for units, worth, factor, shift in zip(
+        *(launch.cut(each, sizes, dim) for each, dim in whole), strict=True
+    ):
+        col_sum = None if row_zero is None else units.sum(dim=1, dtype=torch.int32)
+        y = launch.linear(
+            codes, units, row_scale, worth, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
+            projected=projected, up=factor, bias=shift,
+        )  # fmt: skip
+        made.append(y)
+    return made
+
+
+@custom_op(_scaled_linear)
 def scaled_linear(
     codes: Tensor,
     weight: Tensor,
@@ -314,15 +345,7 @@ def scaled_linear(
 
     Float8 codes go to the vendor's library where it takes them (`launch.has_vendor_product`).
     """
-    if row_zero is None and launch.has_vendor_product(codes, weight, dtype):
-        return launch.vendor_linear(
-            codes, weight, row_scale, col_scale, dtype=dtype, projected=projected, up=up, bias=bias
-        )
-    col_sum = None if row_zero is None else weight.sum(dim=1, dtype=torch.int32)
-    return launch.linear(
-        codes, weight, row_scale, col_scale, dtype=dtype, row_zero=row_zero, col_sum=col_sum,
-        projected=projected, up=up, bias=bias,
-    )  # fmt: skip
+    return _scaled_linear(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype)
 
 
 @scaled_linear.register_fake
@@ -331,6 +354,31 @@ def _(
     projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     return codes.new_empty(codes.shape[0], weight.shape[0], dtype=dtype)
+
+
+@custom_op(_scaled_pieces)
+def scaled_pieces(
+    codes: Tensor,
+    weight: Tensor,
+    row_scale: Tensor,
+    col_scale: Tensor,
+    row_zero: Tensor | None,
+    projected: Tensor | None,
+    up: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    sizes: list[int],
+) -> list[Tensor]:
+    """As `scaled_linear`, the outs in tensors of their own: [tokens, size] for each of the sizes."""
+    return _scaled_pieces(codes, weight, row_scale, col_scale, row_zero, projected, up, bias, dtype, sizes)
+
+
+@scaled_pieces.register_fake
+def _(
+    codes: Tensor, weight: Tensor, row_scale: Tensor, col_scale: Tensor, row_zero: Tensor | None,
+    projected: Tensor | None, up: Tensor | None, bias: Tensor | None, dtype: torch.dtype, sizes: list[int],
+) -> list[Tensor]:  # fmt: skip
+    return [codes.new_empty(codes.shape[0], size, dtype=dtype) for size in sizes]
 
 
 @custom_op()

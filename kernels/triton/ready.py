@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from triton import JITFunction
+from triton import JITFunction, knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -51,15 +51,32 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def hooked() -> bool:
+    """Whether something wants to be called before or after launches, as profilers of Triton's do."""
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter)) or bool(getattr(leave, "calls", leave))
+
+
 class Launch:
     """A kernel with everything it is launched with but its tensors.
 
     The first launch with tensors of a kind is Triton's own, and so is every launch in its interpreter.
-    Triton's switches (`TRITON_DEBUG` and the like) are read in those alone.
+    Triton's switches (`TRITON_DEBUG` and the like) are read in those alone. Those that are looked up give
+    addresses to the launcher, which it takes as they are: tensors it would ask each for its address, and
+    the driver whether a kernel can read there. They pass over Triton's hooks where there are none: Triton
+    would describe the launch to empty lists of them.
     """
 
     def __init__(
-        self, kernel: Any, grid: tuple[int, int], numbers: tuple[int | float, ...], constants: dict[str, Any]
+        self,
+        kernel: Any,
+        grid: tuple[int, int],
+        numbers: tuple[int | float, ...],
+        constants: dict[str, Any],
+        *,
+        read_as: dict[int, torch.dtype] | None = None,
+        fresh: int = 0,
     ) -> None:
         """Settle a launch.
 
@@ -69,38 +86,63 @@ class Launch:
             grid: programs along both axes.
             numbers: its numbers, in order.
             constants: all its constants by name, and options of the launch.
+            read_as: by their places, element types that tensors are read as instead of their own.
+            fresh: how many of the first tensors are always allocated for the launch, on one device and with
+                element types that follow from all else it is made for: they are aligned, and not looked at.
         """
         self.kernel, self.grid, self.numbers, self.constants = kernel, (*grid, 1), numbers, constants
         self.rest = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
+        self.read_as, self.fresh = read_as or {}, fresh
         self.compiles = isinstance(kernel, JITFunction)
-        self.known: dict[Any, Callable[..., None]] = {}
+        self.known: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
     def __call__(self, *tensors: Tensor | TensorDescriptor | None) -> None:
         """Launch as `kernel[grid](*tensors, *numbers, **constants)`, on the first tensor's device."""
         if not self.compiles:
             self._by_triton(tensors)
             return
-        device, place = driver.active.get_current_device(), cast(Tensor, tensors[0]).get_device()
-        if place not in {device, ON_CPU}:  # Triton launches where the process is, wherever tensors are
+        active = driver.active
+        device, place = active.get_current_device(), cast(Tensor, tensors[0]).get_device()
+        if place not in (device, ON_CPU):  # Triton launches where the process is, wherever tensors are
             with torch.cuda.device(place):
                 self(*tensors)
             return
-        kinds = [
-            (each.dtype, each.data_ptr() % 16 == 0) if isinstance(each, Tensor) else _kind_of(each)
-            for each in tensors
-        ]
-        kind = (device, *kinds)
-        run = self.known.get(kind)
-        if run is not None:
-            run(*tensors, *self.rest, stream=driver.active.get_current_stream(device))
+        fresh = self.fresh
+        kind: list[Any] = [device]
+        given: list[Any] = [each if each is None else each.data_ptr() for each in tensors[:fresh]]
+        for each in tensors[fresh:] if fresh else tensors:
+            if each is None:
+                kind.append(None)
+                given.append(None)
+            elif isinstance(each, Tensor):
+                address = each.data_ptr()
+                kind.append(each.dtype)
+                kind.append(address & 15)
+                given.append(address)
+                if each.get_device() != place:  # Triton says whether a kernel can read it
+                    self._by_triton(tensors)
+                    return
+            else:
+                kind.append(_kind_of(each))
+                given.append(each)
+        key = tuple(kind)
+        known = self.known.get(key)
+        if known is not None and not hooked():
+            run, code = known
+            run(*self.grid, active.get_current_stream(device), *code, *given, *self.rest)
             return
         compiled = self._by_triton(tensors)
-        if isinstance(compiled, CompiledKernel):
-            self.known[kind] = compiled[self.grid]
+        if isinstance(compiled, CompiledKernel):  # as which it calls itself, with nothing for hooks
+            self.known[key] = compiled.run, (compiled.function, compiled.packed_metadata, None, None, None)
 
     def _by_triton(self, tensors: tuple[Any, ...]) -> Any:
+        if self.read_as:
+            views = list(tensors)
+            for place, kind in self.read_as.items():
+                views[place] = views[place].view(kind)
+            tensors = tuple(views)
         return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
 
 
-def _kind_of(given: TensorDescriptor | None) -> Any:
-    return None if given is None else (given.base.dtype, *given.block_shape, given.padding)
+def _kind_of(given: TensorDescriptor) -> Any:
+    return given.base.dtype, *given.block_shape, given.padding

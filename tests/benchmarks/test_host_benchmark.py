@@ -7,7 +7,7 @@ What is missing: the launch itself, memory from CUDA's allocator, the vendor's l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
+from harness.kernels.joined import join_linear
 from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.scales import ScaleFormat
 from harness.kernels.weights import UniformWeight
@@ -51,21 +52,34 @@ def _a_gpus_roads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def time_calls(benchmark: Any, layer: PackedLinear, x: Tensor) -> Tensor:
+def time_calls(benchmark: Any, layer: Callable[[Tensor], Any], x: Tensor) -> Any:
     layer(x)  # compiles
-    y: Tensor = benchmark.pedantic(layer, (x,), rounds=50, iterations=100, warmup_rounds=2)
-    return y
+    return benchmark.pedantic(layer, (x,), rounds=50, iterations=100, warmup_rounds=2)
+
+
+def coded(scales: ScaleFormat, rows: int = ROWS) -> PackedLinear:
+    weight = UniformWeight(rows, COLS, 4, "narrow", 64, scales)
+    act = ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
+    branch = LowRankBranch(torch.ones(32, COLS), torch.ones(rows, 32))
+    return PackedLinear(weight, bias=torch.ones(rows), act=act, smooth=torch.ones(COLS), branch=branch)
 
 
 @pytest.mark.parametrize(("scales", "road"), [("e8m0", "fp8"), ("integer", "int8")])
 def test_coded_tokens(benchmark: Any, scales: ScaleFormat, road: str) -> None:
     """SVDQuant's W4A4 with scales of two levels and a branch of rank 32."""
-    weight = UniformWeight(ROWS, COLS, 4, "narrow", 64, scales)
-    act = ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
-    branch = LowRankBranch(torch.ones(32, COLS), torch.ones(ROWS, 32))
-    layer = PackedLinear(weight, bias=torch.ones(ROWS), act=act, smooth=torch.ones(COLS), branch=branch)
+    layer = coded(scales)
     y = time_calls(benchmark, layer, torch.ones(1, TOKENS, COLS, dtype=torch.bfloat16))
     assert (layer.road_taken, y.shape) == (road, (1, TOKENS, ROWS))
+
+
+def test_joined_layers(benchmark: Any) -> None:
+    """q, k and v, in a tensor each."""
+    rows = ROWS // 4  # more at once would be memory that the CPU's allocator asks the system for each time
+    joined = join_linear([coded("e8m0", rows) for _ in range(3)])
+    assert joined is not None
+    x = torch.ones(1, TOKENS, COLS, dtype=torch.bfloat16)
+    found = time_calls(benchmark, lambda x: [each.contiguous() for each in joined(x).chunk(3, dim=-1)], x)
+    assert [each.shape for each in found] == [(1, TOKENS, rows)] * 3
 
 
 @pytest.mark.parametrize("tokens", [1, 4])

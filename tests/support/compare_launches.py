@@ -38,6 +38,8 @@ def add_kernel(out, x, y, count, scale, N: tl.constexpr, KIND: tl.constexpr):
 
 Written = tuple[Any, ...]
 WRITTEN: list[Written] = []
+ADDRESSES = 1 << 40
+"""Where a process's memory begins, about: no number of a kernel is as large."""
 
 
 class Writer(Launcher):
@@ -49,9 +51,11 @@ class Writer(Launcher):
 
 
 def described(given: Any) -> Any:
-    """Return an argument as something two launches can agree on: type, shape and alignment of tensors."""
+    """Return an argument as something two launches can agree on: of addresses and tensors the alignment."""
     if isinstance(given, Tensor):
-        return given.dtype, tuple(given.shape), given.data_ptr() % 16
+        return described(given.data_ptr())
+    if type(given) is int and given > ADDRESSES:
+        return "address", given % 16
     if isinstance(given, TensorDescriptor):
         return described(given.base), given.shape, given.strides, given.block_shape, given.padding
     return type(given), given
@@ -120,10 +124,27 @@ def compare_layers() -> int:
     return count
 
 
+def launched_with_hooks() -> list[bool]:
+    """Return of four launches whether Triton made them: there is a hook that wants to know of the third."""
+    launch, by_triton = Launch(add_kernel, (2, 3), (16, 1.0), {"N": 16, "KIND": tl.float32}), []
+    made, x = launch._by_triton, torch.ones(16)
+    launch._by_triton = lambda given: by_triton.append(True) or made(given)
+    hooks, found = triton.knobs.runtime.launch_enter_hook, []
+    for turn in range(4):
+        by_triton.clear()
+        if turn == 2:
+            hooks.add(print)
+        launch(x, x, x)
+        hooks.remove(print)
+        found.append(bool(by_triton))
+    return found
+
+
 def main() -> None:
     """Compare all."""
     driver = Driver(Writer)
     triton.runtime.driver.set_active(driver)
+    assert launched_with_hooks() == [True, False, True, False]
     print(compare_arguments(driver), compare_layers())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from true_sizes import CPU, reduced_recipe
 
 from harness.kernels import dispatch
+from harness.kernels.joined import JoinedLinear, SecondOfTwo
 from harness.kernels.layers import PackedLinear
 from harness.truesize.inputs import denoiser_inputs
 from harness.truesize.quantize import Recipe, load_true_size, quantize_true_size
@@ -88,7 +90,7 @@ def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
 
     torch._dynamo.reset()
     with torch.no_grad(), dispatch.use_backend("triton"):
-        ahead = denoiser.single_transformer_blocks[1].proj_mlp
+        ahead = denoiser.single_transformer_blocks[1].proj_out
         ahead(torch.zeros(1, ahead.in_features, dtype=BF16))
         assert ahead.plan is not None  # which is no reason for a graph of its own
         denoiser.compile_repeated_blocks(fullgraph=True, backend=count)
@@ -97,7 +99,7 @@ def test_blocks_are_whole_graphs_in_which_an_input_is_quantized_once(
     products = dict.fromkeys(("expand_float8", "quantize_projected", "scaled_linear"), 8)
     assert graphs[0] == products | {"single": 2}  # q k v, out, up, down of two streams; two modulations
     # The first single block is given whole tensors, the others what was cut out of the former's output.
-    assert graphs[1:] == [dict.fromkeys(products, 3) | {"single": 1}] * 2
+    assert graphs[1:] == [dict.fromkeys(products, 2) | {"single": 1}] * 2  # q k v and up, and the two after
 
 
 def test_projections_of_one_input_become_one_layer_without_a_change_of_values(tmp_path: Path) -> None:
@@ -106,10 +108,52 @@ def test_projections_of_one_input_become_one_layer_without_a_change_of_values(tm
     assert isinstance(attention.to_qkv, PackedLinear)
     assert attention.to_added_qkv.shape == (3 * 64, 64)
     assert not hasattr(attention, "to_q")
+    block = denoiser.single_transformer_blocks[0]
+    assert isinstance(block.attn.to_qkv, SecondOfTwo)
+    assert block.attn.to_qkv.first is block.proj_mlp
+    assert block.proj_mlp.joined.shape == ((3 + 4) * 64, 64)
     apart = quantize_true_size(recipe, tmp_path, CPU, BF16).denoiser
     assert isinstance(apart.transformer_blocks[0].attn.to_q, PackedLinear)
+    single = apart.single_transformer_blocks[0]
+    assert torch.equal(single.attn.to_q.smooth, single.proj_mlp.smooth)
+    assert not torch.equal(single.attn.to_q.branch.down, single.proj_mlp.branch.down)
     with torch.no_grad():
         assert torch.equal(denoiser(**call_of(recipe))[0], apart(**call_of(recipe))[0])
+
+
+def test_norms_are_given_q_and_k_in_one_piece_each(tmp_path: Path) -> None:
+    recipe, denoiser = flux(tmp_path)
+    given: list[bool] = []
+    for block in (*denoiser.transformer_blocks, *denoiser.single_transformer_blocks):
+        norms = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"]
+        for name in norms if hasattr(block.attn, "to_added_qkv") else norms[:2]:
+            norm = getattr(block.attn, name)
+            norm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        denoiser(**call_of(recipe))
+    assert given == [True] * (2 * 4 + 3 * 2)
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
+)
+def test_pieces_and_compiled_slices_make_one_image(tmp_path: Path) -> None:
+    recipe, denoiser = flux(tmp_path)
+    denoiser.float()  # the interpreter has no arithmetic in bfloat16
+    call = {
+        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in call_of(recipe).items()
+    }
+    torch._dynamo.reset()
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        eager = denoiser(**call)[0]
+        assert {module.road_taken for module in denoiser.modules() if isinstance(module, JoinedLinear)} == {
+            "fp8"
+        }
+        denoiser.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+        assert torch.equal(denoiser(**call)[0], eager)
+    torch._dynamo.reset()
 
 
 def test_projections_with_a_branch_each_stay_apart(tmp_path: Path) -> None:

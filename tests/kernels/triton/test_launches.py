@@ -62,3 +62,19 @@ def test_a_launch_is_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatc
     launch(torch.ones(1).as_subclass(Elsewhere), torch.ones(1))
     launch(torch.ones(1))
     assert (launched, current) == ([1, 0], [0])
+
+
+def test_tensors_elsewhere_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels.triton import ready
+
+    active = SimpleNamespace(get_current_device=lambda: 0)
+    monkeypatch.setattr(ready, "driver", SimpleNamespace(active=active))
+    kernel: Any = SimpleNamespace(arg_names=[])
+    launch, by_triton = ready.Launch(kernel, (1, 1), (), {}), []
+    launch.compiles = True
+    monkeypatch.setattr(launch, "_by_triton", by_triton.append)
+    monkeypatch.setattr(launch, "known", None)  # is not asked: an address says nothing about who can read it
+    given = torch.ones(1), torch.ones(1).as_subclass(Elsewhere)
+    launch(*given)
+    assert len(by_triton) == 1
+    assert [each is other for each, other in zip(by_triton[0], given, strict=True)] == [True, True]
