@@ -20,8 +20,6 @@ import triton.language as tl
 from harness.kernels.triton.project import after_others
 from harness.kernels.triton.token import LANES, RUN, along, apart, dot, fields_of, integers
 
-LINE = tl.constexpr(128)
-"""Bytes that are fetched at once."""
 ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
 """Whether Triton gives the lanes of a warp to the first of two axes that are alike to it, not the last.
 
@@ -98,18 +96,6 @@ def nibbles(plane, HALF: tl.constexpr, NATIVE: tl.constexpr):
         half = (plane >> (16 * HALF)) & 0xFFFF
         pairs = (half & 0xFF) * 0x101 | ((half >> 8) & 0xFF) * 0x1010000
     return (pairs & 0x000F000F) | ((pairs >> 4) & 0x0F000F00)
-
-
-@triton.jit
-def fetch(start, first, last, BYTES: tl.constexpr, WIDTH: tl.constexpr):
-    """Ask for elements `first` to `last` of BYTES each to come to the second-level cache."""
-    line: tl.constexpr = LINE // BYTES
-    for offset in tl.range(first, last, WIDTH * line):
-        at = (start + tl.minimum(offset + tl.arange(0, WIDTH) * line, last - 1)).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }", "=r,l", [at],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -239,7 +225,7 @@ def finished(
 
 @triton.jit
 def single_kernel(
-    out, x, smooth, projected, packed, scale, zero, bias, up,
+    out, projected, x, smooth, packed, scale, zero, bias, up,
     outs, cols, row_words, groups, steps, rank,
     BITS: tl.constexpr, PER: tl.constexpr, STORED: tl.constexpr, OFFSET: tl.constexpr, SMOOTH: tl.constexpr,
     BIAS: tl.constexpr, BRANCH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, EVEN: tl.constexpr,
@@ -250,9 +236,9 @@ def single_kernel(
 
     Args:
         out: [outs].
+        projected: float32 [PARTS, RANK], see `project_one_kernel`; with `BRANCH`.
         x: [cols].
         smooth: float16 [cols], with `SMOOTH`: divides x.
-        projected: float32 [PARTS, RANK], see `project_one_kernel`; with `BRANCH`.
         packed: int32 [outs, row_words]: codes of 2 or 4 bits, or of 3 bits as two planes.
         scale: float16 [outs, groups].
         zero: uint8 [outs, groups], with `STORED`; otherwise `OFFSET`, an integer, is that of all.
@@ -277,13 +263,6 @@ def single_kernel(
         packed, scale, zero, bias, up, rows, lanes, 0, outs, cols, row_words, groups, rank,
         BITS, PER, STORED, BIAS, BRANCH, RANK, EVEN, ROWS, WARPS, CHUNKS,
     )  # fmt: skip
-    if OVERLAP and not LONG:
-        first = tl.minimum(begin + WARPS * ROWS, outs)
-        last = tl.minimum(begin + WARPS * ROWS * steps, outs)
-        fetch(packed, first * row_words, last * row_words, 4, WARPS * LANES)
-        fetch(scale, first * groups, last * groups, 2, WARPS * LANES)
-        if STORED:
-            fetch(zero, first * groups, last * groups, 1, WARPS * LANES)
     after_others(OVERLAP)  # in that order: the next product reads its weight without waiting
     branch = ()
     if BRANCH:
