@@ -142,13 +142,14 @@ def asked(
                 # A word by itself, so that lanes hold the same columns of both planes.
                 plane = packed + (row * row_words + cols // 16 + lanes) + at * LANES
                 thirds = thirds + (read_once(tl.max_contiguous(plane, (1, 1)), there, EVEN),)
+            # What is the same for all is added last, to the address: it becomes part of the instruction.
             if LANES % PER == 0:
-                group = (row * groups + lanes // PER) + at * (LANES // PER)
+                group, further = row * groups + lanes // PER, at * (LANES // PER)
             else:
-                group = row * groups + (lanes + at * LANES) // PER
-            scales = scales + (read_once(scale + group, there, EVEN),)
+                group, further = row * groups + (lanes + at * LANES) // PER, 0
+            scales = scales + (read_once(scale + group + further, there, EVEN),)
             if STORED:
-                zeros = zeros + (read_once(zero + group, there, EVEN),)
+                zeros = zeros + (read_once(zero + group + further, there, EVEN),)
     return tiles, thirds, scales, zeros, shifts, factors
 
 

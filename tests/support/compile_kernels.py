@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
-from harness.kernels.triton import expand, gemm, gemv, project, quantize, single
+from harness.kernels.triton import expand, few, gemm, gemv, project, quantize, single
 
 FLOAT8_FROM = 89
 OVERLAP_FROM = 90
@@ -173,13 +173,8 @@ def products(arch: int) -> Iterator[Case]:
 
 
 def one_token(arch: int) -> Iterator[Case]:
-    """Every width, with a branch and without, in whole chunks of columns and not."""
-    cases = [
-        (4, "bf16", True, False),
-        (4, "fp16", False, True),
-        (3, "bf16", True, True),
-        (2, "bf16", False, False),
-    ]
+    """Every width, with a branch and without, in whole chunks of columns and not, with few and many."""
+    cases = [(4, "bf16", True, False), (3, "bf16", False, False), (2, "fp16", False, True)]
     for bits, kind, branch, long in cases:
         both = {"SMOOTH": branch, "RANK": 32, "OVERLAP": arch >= OVERLAP_FROM}
         smooth = {"smooth": "*fp16"} if branch else {}
@@ -197,9 +192,12 @@ def one_token(arch: int) -> Iterator[Case]:
         constants = {
             **both, "BITS": bits, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "BRANCH": branch,
             "PARTS": 12, "EVEN": branch, "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "LONG": long,
-            "WARPS": 8, "ROWS": 2, "CHUNKS": 3,
+            "CHUNKS": 3, **few.SINGLE[bits],
         }  # fmt: skip
-        yield single.single_kernel, signature, constants, 8
+        if bits not in few.WALKED:
+            constants["steps"] = 1
+            del signature["steps"]
+        yield single.single_kernel, signature, constants, few.SINGLE[bits]["WARPS"]
 
 
 def compile_case(arch: int, case: Case) -> None:
