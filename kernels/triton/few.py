@@ -16,7 +16,7 @@ CHUNK = LANES.value * RUN.value
 MOST_CHUNKS = 4
 """Chunks that are asked for together: a warp holds their part of the token."""
 PROGRAMS = 132
-"""Programs that walk over rows, one for each processor of a Hopper, which keep the token they made integers."""
+"""Programs that walk over rows: one for each processor of a Hopper."""
 WALKED = frozenset({2, 4})
 """Widths whose programs walk; those of others take rows once, as do programs of rows too long to hold."""
 PROJECT_ONE = {"PIECES": 4, "COLS": 128, "num_warps": 4}
@@ -78,8 +78,9 @@ def _launches(
     constants = {
         **both, "BITS": bits, "PER": WHOLE_ROW if group >= cols else group // RUN.value, "STORED": stored,
         "OFFSET": int(fixed_offset), "BIAS": bias, "BRANCH": rank > 0, "PARTS": parts,
-        "EVEN": cols == (steps if long else 1) * each * CHUNK, "NATIVE": device.type == "cuda", "FLIP": ROWS_FIRST.value,
-        "LONG": long, "CHUNKS": each, **SINGLE[bits], "num_warps": SINGLE[bits]["WARPS"],
+        "EVEN": cols == (steps if long else 1) * each * CHUNK, "NATIVE": device.type == "cuda",
+        "FLIP": ROWS_FIRST.value, "LONG": long, "CHUNKS": each, **SINGLE[bits],
+        "num_warps": SINGLE[bits]["WARPS"],
     }  # fmt: skip
     programs = cdiv(outs, at_once * (1 if long else steps))
     numbers = (outs, cols, row_bytes // 4, scales // outs, steps, rank)
