@@ -14,10 +14,10 @@ PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
 PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
 HELD = {"TOKENS": 64, "COLS": 256, "num_warps": 4, "num_stages": 2}
-GELU_WARPS = 8
-"""Instead of those of `HELD`, for registers."""
 HELD_PROGRAMS = 528
 """Programs that walk over tokens, unless there are more parts: four for each processor of a Hopper."""
+HELD_GELU = {"num_warps": 16, "num_stages": 3, "maxnreg": 64}
+"""What is different where GELU is applied as well, and half as many programs."""
 SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 HOLDS = 9
@@ -170,14 +170,13 @@ def _held_projection(
 ) -> Launch:  # fmt: skip
     parts, _ = parts_of(cols, held=True)
     blocks = cdiv(tokens, HELD["TOKENS"])
-    turns = cdiv(blocks, max(1, HELD_PROGRAMS // parts))
+    turns = cdiv(blocks, max(1, HELD_PROGRAMS // (2 if gelu else 1) // parts))
     numbers = (tokens, cols, x_stride, ahead_stride, ahead_cols, rank)
     constants = {
         "AHEAD": ahead_cols > 0, "GELU": gelu, "NATIVE": device.type == "cuda", "SMOOTH": smooth,
         "RANK": padded_rank(rank), "ASIDE": aside, **overlapping("project", cols, device), **HELD,
+        **(HELD_GELU if gelu else {}),
     }  # fmt: skip
-    if gelu:
-        constants["num_warps"] = GELU_WARPS
     return Launch(project_held_kernel, (cdiv(blocks, turns), parts), numbers, constants, fresh=2)
 
 

@@ -92,7 +92,7 @@ def quantizations(arch: int) -> Iterator[Case]:
             held |= dict.fromkeys(("ahead_stride", "ahead_cols"), "i32")
             held |= {"ahead": f"*{x}", "whole": f"*{x}"} if both else {}
             constants = {**common, "AHEAD": both, "GELU": both, "NATIVE": True, "TOKENS": 64, "COLS": 256}
-            yield project.project_held_kernel, held, constants, 8 if both else 4
+            yield project.project_held_kernel, held, constants, 16 if both else 4
 
 
 def after_projection(arch: int, grid: str, codes: str, x: str, largest_k: int) -> Iterator[Case]:
