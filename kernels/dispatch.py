@@ -220,15 +220,43 @@ def linear_pieces(
     return tuple(y.view(*rows, y.shape[1]) for y in ops.scaled_pieces(*factors, sizes))
 
 
+def linear_after_gelu(layer: PackedLinear, x: Tensor, ahead: Tensor | None, road: Road, plan: Plan) -> Tensor:
+    """As `linear`, of what an activation makes of x, behind channels that it is not applied to.
+
+    Args:
+        layer: takes all the channels.
+        x: [..., channels], before GELU by its approximation with tanh.
+        ahead: [..., channels], as they are.
+        road: not `reference`.
+        plan: of the layer.
+
+    Raises:
+        ValueError: see `linear`.
+    """
+    from harness.kernels.triton import inputs, ops
+
+    coded = road in {"int8", "fp8"} and plan.act is not None and plan.act.scale_format != "float"
+    if not coded or plan.branch is None:
+        return linear(layer, inputs.whole_input(x, ahead, gelu=True), road, plan)
+    others = None if ahead is None else _rows(ahead)
+    tokens = _tokens(layer, x, 0 if others is None else others.shape[1])
+    y: Tensor = ops.scaled_linear(*_factors(layer, plan, tokens, x, others, gelu=True))
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], layer.out_features)
+
+
 def contiguous_pieces(y: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     """Take the last axis apart: copies but for a single row."""
     return tuple(piece.contiguous() for piece in torch.split(y, sizes, dim=-1))
 
 
-def _tokens(layer: PackedLinear, x: Tensor) -> Tensor:
-    """Return an input as [tokens, in] whose rows lie in one piece each."""
-    if x.shape[-1] != layer.in_features:
-        raise ValueError(f"{x.shape[-1]} channels for a layer of {layer.in_features}")
+def _tokens(layer: PackedLinear, x: Tensor, ahead: int = 0) -> Tensor:
+    """Return an input, but for channels ahead of it, as [tokens, in] whose rows lie in one piece each."""
+    if ahead + x.shape[-1] != layer.in_features:
+        raise ValueError(f"{ahead + x.shape[-1]} channels for a layer of {layer.in_features}")
+    return _rows(x)
+
+
+def _rows(x: Tensor) -> Tensor:
     tokens = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return tokens if tokens.stride(-1) == 1 else tokens.contiguous()
 
@@ -253,7 +281,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         codes: int8 or float8_e4m3fn [tokens, cols], more columns with a branch among them.
-        row_scale: what one unit of each token is worth, float32 [tokens].
+        row_scale: what one unit of each token is worth, float32 [tokens] or [tokens, 1].
         zero: what to take off each token's codes, float32 [tokens], or None.
         projected: the down-projection [tokens, rank or more], or None.
         gains: of a branch among the codes, see `harness.kernels.triton.ops.quantize_projected`, or None.
@@ -274,11 +302,19 @@ def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) ->
     return y
 
 
-def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tuple[Any, ...]:
+def _factors(
+    layer: PackedLinear,
+    plan: Plan,
+    tokens: Tensor,
+    x: Tensor,
+    ahead: Tensor | None = None,
+    *,
+    gelu: bool = False,
+) -> tuple[Any, ...]:
     """Quantize tokens and expand the weight: the arguments of `harness.kernels.triton.ops.scaled_linear`."""
     stored, smooth = held(layer, "bias", "smooth")
     down, up = (None, None) if plan.branch is None else held(plan.branch, "down", "up")
-    given, dtype = _quantized(plan, tokens, x, smooth, down), x.dtype
+    given, dtype = _quantized(plan, tokens, x, smooth, down, ahead, gelu=gelu), x.dtype
     if plan.float8 is not None:
         assert isinstance(plan.weight, UniformWeight)
         units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, stored, up, given.gains)
@@ -293,7 +329,14 @@ def _factors(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> tupl
 
 
 def _quantized(
-    plan: Plan, tokens: Tensor, x: Tensor, smooth: Tensor | None, down: Tensor | None
+    plan: Plan,
+    tokens: Tensor,
+    x: Tensor,
+    smooth: Tensor | None,
+    down: Tensor | None,
+    ahead: Tensor | None,
+    *,
+    gelu: bool,
 ) -> Quantized:
     from harness.kernels.triton import ops
 
@@ -301,7 +344,7 @@ def _quantized(
     assert act is not None
     if down is not None and act.scale_format != "float":
         codes, row_scale, found = ops.quantize_projected(
-            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, down, plan.append
+            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, down, plan.append, ahead, gelu
         )
         if plan.append:
             return Quantized(codes, row_scale, gains=found)

@@ -7,15 +7,23 @@ copy q and k out of a wide one. In a compiled graph one wide product takes the p
 
 A single block gives the same input to its feed-forward first. Where that was smoothed with q, k and v, all
 four are one layer, and the attention takes what is left of it (`FirstOfTwo`).
+
+GELU is applied by the layer after it (`harness.kernels.gelu`). That of a single block is given the output of
+the attention and the feed-forward's apart, which the block would first copy into one tensor.
 """
 
 from __future__ import annotations
 
+import inspect
+from types import MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from harness.kernels.gelu import LinearAfterGelu
 from harness.kernels.joined import FirstOfTwo, JoinedLinear, SecondOfTwo, join_linear
+from harness.kernels.layers import PackedLinear
 
 _HEED = frozenset({"FluxAttention"})
 """Attentions whose processors look at `fused_projections`; q, k and v of each read one input.
@@ -24,6 +32,7 @@ Those of diffusers' older class `Attention` (Stable Diffusion, PixArt, SANA, DiT
 """
 _SINGLE = "FluxSingleTransformerBlock"
 """Blocks that give what their attention reads to `proj_mlp` before."""
+_DOUBLE = "FluxTransformerBlock"
 _IMAGE = ("to_q", "to_k", "to_v")
 _CAPTION = ("add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -81,3 +90,71 @@ def _put(attention: Any, to: str, joined: nn.Module | None, of: tuple[str, ...])
     for name in of:
         delattr(attention, name)
     attention.fused_projections = True
+
+
+def fuse_activations(denoiser: nn.Module) -> int:
+    """Let packed layers of FLUX's blocks that are given the output of GELU apply it themselves.
+
+    As `fuse_projections`, for a denoiser that is run, not saved.
+
+    Returns:
+        How many layers do so now.
+    """
+    found: list[Any] = list(denoiser.modules())
+    singles = [_fuse_output(module) for module in found if type(module).__name__ == _SINGLE]
+    doubles = [module for module in found if type(module).__name__ == _DOUBLE]
+    return sum(singles) + sum(_fuse_feed_forward(each) for block in doubles for each in _forwards(block))
+
+
+def _forwards(block: Any) -> list[Any]:
+    return [block.ff, block.ff_context]
+
+
+def _fuse_feed_forward(forward: Any) -> bool:
+    """Take GELU out of a feed-forward: [layer and GELU, dropout, layer]."""
+    first, middle, last = forward.net
+    if not isinstance(last, PackedLinear) or not isinstance(middle, nn.Dropout) or middle.training:
+        return False
+    if type(first).__name__ != "GELU" or first.approximate != "tanh":
+        return False
+    forward.net[0], forward.net[2] = first.proj, LinearAfterGelu.of(last)
+    return True
+
+
+def _fuse_output(block: Any) -> bool:
+    """Give the output layer of a single block its input in two parts."""
+    gelu, last = block.act_mlp, block.proj_out
+    if not isinstance(last, PackedLinear) or not isinstance(gelu, nn.GELU) or gelu.approximate != "tanh":
+        return False
+    if set(inspect.signature(type(block).forward).parameters) != set(
+        inspect.signature(_single_block).parameters
+    ):
+        return False  # another version of the block
+    block.proj_out, block.act_mlp = LinearAfterGelu.of(last), nn.Identity()
+    block.forward = MethodType(_single_block, block)
+    return True
+
+
+def _single_block(
+    self: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb: Tensor,
+    image_rotary_emb: Any = None,
+    joint_attention_kwargs: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run a single block of FLUX: attention and feed-forward beside each other on caption and image tokens.
+
+    Takes and gives [batch, caption tokens, channels] and [batch, image tokens, channels].
+    """
+    caption = encoder_hidden_states.shape[1]
+    tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    normed, gate = self.norm(tokens, emb=temb)
+    wide = self.proj_mlp(normed)
+    seen = self.attn(
+        hidden_states=normed, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {})
+    )
+    tokens = tokens + gate.unsqueeze(1) * self.proj_out(wide, seen)
+    if tokens.dtype == torch.float16:
+        tokens = tokens.clip(-65504, 65504)
+    return tokens[:, :caption], tokens[:, caption:]

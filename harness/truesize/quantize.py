@@ -27,7 +27,7 @@ from harness.methods.contract import LayerTarget, MethodConfig, QuantizeJob
 from harness.methods.phases import PhaseClock, clocked, phase
 from harness.models.card import ModelCard
 from harness.models.configs import DenoiserConfig
-from harness.models.fuse import fuse_projections
+from harness.models.fuse import fuse_activations, fuse_projections
 from harness.models.roles import hidden_width, targets
 from harness.project import check_packed
 from harness.truesize.blocks import block_file, load_block, save_block
@@ -177,6 +177,7 @@ def load_true_size(recipe: Recipe, folder: Path, device: torch.device, dtype: to
             load_block(denoiser, block, folder, device, dtype)
     even_smoothing(denoiser)
     fuse_projections(denoiser)
+    fuse_activations(denoiser)
     return denoiser
 
 

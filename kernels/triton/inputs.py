@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.kernels.triton.project import project_held_kernel, project_kernel
@@ -15,6 +16,8 @@ PROJECT = {"TOKENS": 64, "COLS": 64, "num_warps": 4, "num_stages": 3}
 HELD = {"TOKENS": 64, "COLS": 256, "num_warps": 4, "num_stages": 2}
 HELD_PROGRAMS = 528
 """Programs that walk over tokens, unless there are more parts: four for each processor of a Hopper."""
+HELD_GELU = {"num_warps": 16, "num_stages": 3, "maxnreg": 64}
+"""What is different where GELU is applied as well, and half as many programs."""
 SCALED = {"TOKENS": 16, "COLS": 512, "num_warps": 4}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
 HOLDS = 9
@@ -119,37 +122,71 @@ def project(x: Tensor, down: Tensor, smooth: Tensor | None = None) -> Tensor:
     """Down-project tokens [tokens, cols]: float32 [parts, tokens, rank], to be summed."""
     held = holds(x, len(down))
     parts, _ = parts_of(x.shape[1], held)
-    partial = torch.empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32, device=x.device)
-    _project(x, down, smooth, partial, held=held, aside=False)
+    partial = x.new_empty(parts, len(x), padded_rank(len(down)), dtype=torch.float32)
+    _project(partial, None, x, None, smooth, down, gelu=False, held=held, aside=False)
     return partial
 
 
 def _project(
-    x: Tensor, down: Tensor, smooth: Tensor | None, scratch: Tensor, *, held: bool, aside: bool
-) -> None:
+    scratch: Tensor, whole: Tensor | None, x: Tensor, ahead: Tensor | None, smooth: Tensor | None,
+    down: Tensor, *, gelu: bool, held: bool, aside: bool,
+) -> None:  # fmt: skip
     """Down-project tokens in parts; `aside` fills what quantizing needs besides."""
-    (tokens, cols), kind = x.shape, precision(x.dtype)
-    smoothed, rank = smooth is not None, down.shape[0]
-    launch = _projection(tokens, cols, x.stride(0), rank, smoothed, kind, aside, held, x.device)
-    launch(scratch, x, smooth, down)
+    rank, cols = down.shape
+    if held:
+        launch = _held_projection(
+            len(x), cols, x.stride(0), *row_of(ahead), gelu, rank, smooth is not None, aside, x.dtype,
+            x.device,
+        )  # fmt: skip
+        launch(scratch, whole, x, ahead, smooth, down)
+    else:
+        launch = _projection(len(x), cols, x.stride(0), rank, smooth is not None, aside, x.dtype, x.device)
+        launch(scratch, x, smooth, down)
+
+
+def row_of(ahead: Tensor | None) -> tuple[int, int]:
+    """Return how far rows of leading channels are apart, and how many channels they have."""
+    return (0, 0) if ahead is None else (ahead.stride(0), ahead.shape[1])
 
 
 @kept
 def _projection(
-    tokens: int, cols: int, x_stride: int, rank: int, smooth: bool, precision: str, aside: bool, held: bool,
+    tokens: int, cols: int, x_stride: int, rank: int, smooth: bool, aside: bool, dtype: torch.dtype,
     device: torch.device,
 ) -> Launch:  # fmt: skip
-    parts, span = parts_of(cols, held)
-    constants: dict[str, object] = {"SMOOTH": smooth, "RANK": padded_rank(rank), "ASIDE": aside}
-    constants |= overlapping("project", cols, device)
-    if held:
-        blocks = cdiv(tokens, HELD["TOKENS"])
-        turns = cdiv(blocks, max(1, HELD_PROGRAMS // parts))
-        grid = cdiv(blocks, turns), parts
-        return Launch(project_held_kernel, grid, (tokens, cols, x_stride, rank), {**constants, **HELD})
+    parts, span = parts_of(cols, held=False)
+    constants = {
+        "SMOOTH": smooth, "RANK": padded_rank(rank), "ASIDE": aside, "PRECISION": precision(dtype),
+        **overlapping("project", cols, device), **PROJECT,
+    }  # fmt: skip
     grid = cdiv(tokens, PROJECT["TOKENS"]) + aside, parts
-    constants["PRECISION"] = precision
-    return Launch(project_kernel, grid, (tokens, cols, x_stride, span, rank), {**constants, **PROJECT})
+    return Launch(project_kernel, grid, (tokens, cols, x_stride, span, rank), constants, fresh=1)
+
+
+@kept
+def _held_projection(
+    tokens: int, cols: int, x_stride: int, ahead_stride: int, ahead_cols: int, gelu: bool, rank: int,
+    smooth: bool, aside: bool, dtype: torch.dtype, device: torch.device,
+) -> Launch:  # fmt: skip
+    parts, _ = parts_of(cols, held=True)
+    blocks = cdiv(tokens, HELD["TOKENS"])
+    turns = cdiv(blocks, max(1, HELD_PROGRAMS // (2 if gelu else 1) // parts))
+    numbers = (tokens, cols, x_stride, ahead_stride, ahead_cols, rank)
+    constants = {
+        "AHEAD": ahead_cols > 0, "GELU": gelu, "NATIVE": device.type == "cuda", "SMOOTH": smooth,
+        "RANK": padded_rank(rank), "ASIDE": aside, **overlapping("project", cols, device), **HELD,
+        **(HELD_GELU if gelu else {}),
+    }  # fmt: skip
+    return Launch(project_held_kernel, (cdiv(blocks, turns), parts), numbers, constants, fresh=2)
+
+
+def in_parts(x: Tensor, ahead: Tensor | None) -> bool:
+    """Whether the kernels read an input whose leading channels lie elsewhere as it is."""
+    if ahead is None:
+        return True
+    if ahead.dtype != x.dtype or ahead.stride(0) >= FARTHEST or ahead.shape[1] % HELD["COLS"]:
+        return False
+    return not any(each.stride(0) % 16 or each.data_ptr() % 16 for each in (x, ahead))
 
 
 def quantize_projected(
@@ -162,43 +199,68 @@ def quantize_projected(
     largest_k: int = 1,
     smooth: Tensor | None = None,
     append: bool = False,
+    ahead: Tensor | None = None,
+    gelu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize tokens to groups of two-level scales, and project.
 
+    Args:
+        x: [tokens, cols].
+        bits: of the codes.
+        grid: `integer` or `e8m0`.
+        down: float16 [rank, cols].
+        group: channels that share a multiplier.
+        largest_k: the largest of these.
+        smooth: float16 [cols] or None.
+        append: see below.
+        ahead: [tokens, some]: the first of the channels, x being the others.
+        gelu: whether x (not `ahead`) is given before that activation, by its approximation with tanh.
+
     Returns:
-        codes, row_scale, and `projected` [tokens, rank] in the type of `x`; with `append` the projection in
-        further columns of codes instead, and the directions' gains (see `scaled_kernel`).
+        codes, row_scale [tokens, 1], and `projected` [tokens, rank] in the type of `x`; with `append` the
+        projection in further columns of codes instead, and the directions' gains (see `scaled_kernel`).
     """
-    (tokens, cols), rank = x.shape, padded_rank(down.shape[0])
-    wide = cols + 4 * rank if append else cols
-    codes = torch.empty(tokens, wide, dtype=code_type(grid), device=x.device)
-    row_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    projected = None if append else torch.empty(tokens, rank, dtype=x.dtype, device=x.device)
-    gains = torch.empty(rank, dtype=torch.float32, device=x.device) if append else None
     held = holds(x, len(down))
+    made = gelu or ahead is not None
+    if made and not (held and in_parts(x, ahead)):
+        x, ahead, gelu, made = whole_input(x, ahead, gelu=gelu), None, False, False
+        held = holds(x, len(down))
+    tokens, (rank, cols) = len(x), down.shape
+    rank = padded_rank(rank)
     parts, _ = parts_of(cols, held)
-    room = scratch_size(tokens, cols, rank, parts)
-    scratch = torch.empty(room, dtype=torch.float32, device=x.device)
-    _project(x, down, smooth, scratch, held=held, aside=True)
-    launch = _quantization_of_parts(
-        tokens, cols, x.stride(0), wide, bits, grid, group, largest_k, smooth is not None, rank, append,
-        parts, x.device,
+    launch, wide = _quantization_of_parts(
+        tokens, cols, cols if made else x.stride(0), bits, grid, group, largest_k, smooth is not None, rank,
+        append, parts, made, x.dtype, x.device,
     )  # fmt: skip
-    launch(codes, row_scale, projected, gains, x, scratch)
-    last = gains if projected is None else projected
-    assert last is not None
+    codes = x.new_empty(tokens, wide, dtype=code_type(grid))
+    row_scale = x.new_empty(tokens, 1, dtype=torch.float32)
+    last = x.new_empty(rank, dtype=torch.float32) if append else x.new_empty(tokens, rank)
+    scratch = x.new_empty(scratch_size(tokens, cols, rank, parts), dtype=torch.float32)
+    whole = x.new_empty(tokens, cols) if made else None
+    _project(scratch, whole, x, ahead, smooth, down, gelu=gelu, held=held, aside=True)
+    projected, gains = (None, last) if append else (last, None)
+    launch(codes, row_scale, projected, gains, scratch, x if whole is None else whole)
     return codes, row_scale, last
+
+
+def whole_input(x: Tensor, ahead: Tensor | None, *, gelu: bool) -> Tensor:
+    """Return an input of one part, its activation applied: [..., all channels]."""
+    values = F.gelu(x, approximate="tanh") if gelu else x
+    return values if ahead is None else torch.cat([ahead, values], dim=-1)
 
 
 @kept
 def _quantization_of_parts(
-    tokens: int, cols: int, x_stride: int, out_stride: int, bits: int, grid: str, group: int, largest_k: int,
-    smooth: bool, rank: int, append: bool, parts: int, device: torch.device,
-) -> Launch:  # fmt: skip
+    tokens: int, cols: int, x_stride: int, bits: int, grid: str, group: int, largest_k: int, smooth: bool,
+    rank: int, append: bool, parts: int, made: bool, dtype: torch.dtype, device: torch.device,
+) -> tuple[Launch, int]:  # fmt: skip
+    """Return the launch, and how many columns of codes there are; x may be `made` by the projection."""
+    wide = cols + 4 * rank if append else cols
+    overlap = {"OVERLAP": False} if made else overlapping("scaled", cols, device)
     constants = {
         "BITS": bits, "GRID": grid, "GROUP": group, "LARGEST_K": largest_k, "SMOOTH": smooth, "RANK": rank,
-        "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": append,
-        **overlapping("scaled", cols, device), **SCALED,
+        "PARTS": parts, "PARTS_HELD": next_power_of_2(parts), "APPEND": append, **overlap, **SCALED,
     }  # fmt: skip
     programs = (cdiv(cols, SCALED["COLS"]) + 1) * cdiv(tokens, SCALED["TOKENS"])
-    return Launch(scaled_kernel, (programs, 1), (tokens, cols, x_stride, out_stride), constants)
+    numbers = (tokens, cols, x_stride, wide)
+    return Launch(scaled_kernel, (programs, 1), numbers, constants, fresh=5), wide

@@ -203,25 +203,27 @@ def _(
 @custom_op()
 def quantize_projected(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
-    append: bool,
+    append: bool, ahead: Tensor | None, gelu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Quantize tokens to groups of two-level scales and project them, see `inputs.quantize_projected`."""
     return inputs.quantize_projected(
-        x, bits, grid, down, group=group, largest_k=largest_k, smooth=smooth, append=append
-    )
+        x, bits, grid, down, group=group, largest_k=largest_k, smooth=smooth, append=append, ahead=ahead,
+        gelu=gelu,
+    )  # fmt: skip
 
 
 @quantize_projected.register_fake
 def _(
     x: Tensor, bits: int, grid: str, group: int, largest_k: int, smooth: Tensor | None, down: Tensor,
-    append: bool,
+    append: bool, ahead: Tensor | None, gelu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    (tokens, cols), rank = x.shape, inputs.padded_rank(int(down.shape[0]))
-    row = x.new_empty(tokens, dtype=torch.float32)
+    tokens, (rank, cols) = x.shape[0], down.shape
+    rank = inputs.padded_rank(int(rank))
+    row = x.new_empty(tokens, 1, dtype=torch.float32)
     if append:
         gains = x.new_empty(rank, dtype=torch.float32)
         return x.new_empty(tokens, cols + 4 * rank, dtype=inputs.code_type(grid)), row, gains
-    return x.new_empty(x.shape, dtype=inputs.code_type(grid)), row, x.new_empty(tokens, rank)
+    return x.new_empty(tokens, cols, dtype=inputs.code_type(grid)), row, x.new_empty(tokens, rank)
 
 
 def _expand_float8(

@@ -41,6 +41,43 @@ def places_in(scratch, tokens, cols, parts, RANK: tl.constexpr):
 
 
 @triton.jit
+def source_of(x, ahead, x_stride, ahead_stride, ahead_cols, col, AHEAD: tl.constexpr):
+    """Return where the channels from `col` on lie: at or behind a first element, and how rows follow.
+
+    Args:
+        x: [tokens, channels from `ahead_cols` on].
+        ahead: [tokens, ahead_cols], the channels before, with `AHEAD`; rows `ahead_stride` apart.
+        col: a scalar. All channels that are meant are on one side of `ahead_cols`.
+
+    Returns:
+        first element, row stride, channel of the first element, whether they are of x.
+    """
+    if AHEAD:
+        ours = col >= ahead_cols
+        base = tl.multiple_of(tl.where(ours, x, ahead), 16)
+        stride = tl.multiple_of(tl.where(ours, x_stride, ahead_stride), 16)
+        return base, stride, tl.multiple_of(tl.where(ours, ahead_cols, 0), 16), ours
+    else:
+        return x, x_stride, 0, True
+
+
+@triton.jit
+def gelu(x, NATIVE: tl.constexpr):
+    """Return GELU by its approximation with tanh: `x / 2 * (1 + tanh(u))`, which is `x / (1 + exp(-2 u))`."""
+    # Two to this power is e to the -2 u; u is the root of 2 / pi times the sum of x and 0.044715 x cubed.
+    power = x * (-2.302208198144325 - 0.1029432397 * x * x)
+    # Triton's own make several instructions of an exponential and more of a division; and what is called pure
+    # is worked out again for each way values are spread over threads.
+    if NATIVE:
+        return x * tl.inline_asm_elementwise(
+            "{ .reg .f32 t; ex2.approx.ftz.f32 t, $1; add.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }",
+            "=f,f", [power], dtype=tl.float32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        return x / (1.0 + tl.exp2(power))
+
+
+@triton.jit
 def project_kernel(
     scratch, x, smooth, down,
     tokens, cols, x_stride, span, rank,
@@ -112,8 +149,9 @@ def project_kernel(
 
 @triton.jit
 def project_held_kernel(
-    scratch, x, smooth, down,
-    tokens, cols, x_stride, rank,
+    scratch, whole, x, ahead, smooth, down,
+    tokens, cols, x_stride, ahead_stride, ahead_cols, rank,
+    AHEAD: tl.constexpr, GELU: tl.constexpr, NATIVE: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, ASIDE: tl.constexpr, OVERLAP: tl.constexpr,
     TOKENS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -121,6 +159,10 @@ def project_held_kernel(
 
     Args:
         scratch: see `project_kernel`, and the others; with `ASIDE` everything, else `partial` alone.
+        whole: [tokens, cols], of the type of x, with `AHEAD` or `GELU`: the input in one piece, activated.
+        ahead: with `AHEAD`, see `source_of`; `ahead_cols` is a multiple of COLS.
+        GELU: whether x is given before that activation, which `ahead` is never.
+        NATIVE: whether there are a GPU's instructions; Triton's interpreter has none.
         OVERLAP: whether the kernel after this one may begin before it ends.
     """
     partial, norms, inverses, peaks = places_in(scratch, tokens, cols, tl.num_programs(1), RANK)
@@ -142,11 +184,18 @@ def project_held_kernel(
         if SMOOTH:
             tl.store(inverses + col, inverse, mask=inside)
     token = tl.arange(0, TOKENS)
-    offset = token[:, None] * x_stride + col[None, :]
+    base, stride, before, ours = source_of(x, ahead, x_stride, ahead_stride, ahead_cols, part * COLS, AHEAD)
+    offset = token[:, None] * stride + (col - before)[None, :]
     for first in range(tl.program_id(0) * TOKENS, tokens, tl.num_programs(0) * TOKENS):
         here = first + token < tokens
-        start = x + tl.cast(first, tl.int64) * x_stride
+        start = base + tl.cast(first, tl.int64) * stride
         values = tl.load(start + offset, mask=here[:, None] & inside[None, :], other=0.0)
+        if GELU:  # noqa: SIM102
+            if ours:  # a branch at run time, not two conditions
+                values = gelu(values.to(tl.float32), NATIVE).to(values.dtype)
+        if AHEAD or GELU:
+            goal = whole + tl.cast(first, tl.int64) * cols + token[:, None] * cols + col[None, :]
+            tl.store(goal, values, mask=here[:, None] & inside[None, :])
         product = tl.dot(values, factor)
         place = part.to(tl.int64) * tokens + first
         target = partial + place * RANK + token[:, None] * RANK + direction[None, :]

@@ -199,7 +199,7 @@ def scale_of(found, BITS: tl.constexpr, LARGEST_K: tl.constexpr):
 
 @triton.jit
 def scaled_kernel(
-    codes, row_scale, projected, gains, x, scratch,
+    codes, row_scale, projected, gains, scratch, x,
     tokens, cols, x_stride, out_stride,
     BITS: tl.constexpr, GRID: tl.constexpr, GROUP: tl.constexpr, LARGEST_K: tl.constexpr,
     SMOOTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, PARTS_HELD: tl.constexpr,

@@ -89,7 +89,10 @@ def quantizations(arch: int) -> Iterator[Case]:
         yield project.project_kernel, signature, constants, 4
         if arch == HOLDING and x != "fp32":
             held = {name: kind for name, kind in signature.items() if name != "span"}
-            yield project.project_held_kernel, held, {**common, "TOKENS": 64, "COLS": 512}, 8
+            held |= dict.fromkeys(("ahead_stride", "ahead_cols"), "i32")
+            held |= {"ahead": f"*{x}", "whole": f"*{x}"} if both else {}
+            constants = {**common, "AHEAD": both, "GELU": both, "NATIVE": True, "TOKENS": 64, "COLS": 256}
+            yield project.project_held_kernel, held, constants, 16 if both else 4
 
 
 def after_projection(arch: int, grid: str, codes: str, x: str, largest_k: int) -> Iterator[Case]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from true_sizes import CPU, reduced_recipe
 
 from harness.kernels import dispatch
+from harness.kernels.gelu import LinearAfterGelu
 from harness.kernels.joined import JoinedLinear, SecondOfTwo
 from harness.kernels.layers import PackedLinear
 from harness.truesize.inputs import denoiser_inputs
@@ -44,8 +45,8 @@ def kernels_that_write_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def quantize_projected(x: Tensor, bits: int, grid: str, down: Tensor, **_: Any) -> tuple[Tensor, ...]:
         rank = inputs.padded_rank(len(down))
         return (
-            torch.zeros(x.shape, dtype=inputs.code_type(grid)),
-            torch.zeros(len(x)),
+            torch.zeros(len(x), down.shape[1], dtype=inputs.code_type(grid)),
+            torch.zeros(len(x), 1),
             x.new_zeros(len(x), rank),
         )
 
@@ -114,6 +115,8 @@ def test_projections_of_one_input_become_one_layer_without_a_change_of_values(tm
     assert block.proj_mlp.joined.shape == ((3 + 4) * 64, 64)
     apart = quantize_true_size(recipe, tmp_path, CPU, BF16).denoiser
     assert isinstance(apart.transformer_blocks[0].attn.to_q, PackedLinear)
+    assert isinstance(block.proj_out, LinearAfterGelu)
+    assert isinstance(denoiser.transformer_blocks[0].ff.net[2], LinearAfterGelu)
     single = apart.single_transformer_blocks[0]
     assert torch.equal(single.attn.to_q.smooth, single.proj_mlp.smooth)
     assert not torch.equal(single.attn.to_q.branch.down, single.proj_mlp.branch.down)

@@ -404,11 +404,68 @@ def test_training_and_the_default_on_a_cpu_take_the_reference() -> None:
         dispatch.set_backend("cuda")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("leading", [0, 128])
+def test_activations_are_applied_while_quantizing(leading: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GELU of the last channels, the first ones in a tensor of their own: as of one tensor that has both."""
+    from harness.kernels.triton import inputs
+
+    launches = (inputs._held_projection, inputs._quantization_of_parts)
+    monkeypatch.setattr(inputs, "holds", lambda *_: True)
+    monkeypatch.setattr(inputs, "HELD", {**inputs.HELD, "TOKENS": 16, "COLS": 64})
+    monkeypatch.setattr(inputs, "HELD_PROGRAMS", 6)
+    monkeypatch.setattr(inputs, "SCALED", {**inputs.SCALED, "COLS": 128})
+    for each in launches:
+        each.cache_clear()
+    x = (3 * normal(37, 320)).half()[:, : 320 - leading]  # rows lie apart
+    ahead = normal(37, 160, seed=1).half()[:, :leading] if leading else None
+    down, smooth = (0.1 * normal(12, 320, seed=2)).half(), (normal(320, seed=3).abs() + 0.5).half()
+    whole = inputs.whole_input(x, ahead, gelu=True)
+    assert whole.shape == (37, 320)
+    try:
+        wanted = inputs.quantize_projected(whole, 4, "e8m0", down, smooth=smooth, append=True)
+        monkeypatch.setattr(inputs, "whole_input", None)  # which is not needed for this
+        if ahead is None:
+            found = inputs.quantize_projected(x, 4, "e8m0", down, smooth=smooth, append=True, gelu=True)
+        else:
+            found = inputs.quantize_projected(
+                x, 4, "e8m0", down, smooth=smooth, append=True, ahead=ahead, gelu=True
+            )
+    finally:
+        for each in launches:
+            each.cache_clear()
+    codes, scale, gains = found
+    assert torch.equal(gains, wanted[2])
+    torch.testing.assert_close(scale, wanted[1], rtol=1e-3, atol=0)  # a last bit of 16 for a last bit of tanh
+    assert (codes[:, :320].float() != wanted[0][:, :320].float()).float().mean() < 5e-3
+    projected, other = (
+        each.float().view(37, 4, 16)[:, :2].sum(1) for each in (codes[:, 320:], wanted[0][:, 320:])
+    )
+    assert relative(projected, other) < 4e-3
+
+
+def test_inputs_that_kernels_do_not_read_in_parts_are_put_together() -> None:
+    from harness.kernels.triton import inputs
+
+    x, ahead = normal(3, 96).half(), normal(3, 512, seed=1).half()  # rows of multiples of 16
+    assert inputs.in_parts(x, None)
+    assert inputs.in_parts(x, ahead)
+    assert not inputs.in_parts(x, ahead[:, :500])  # in the middle of a block
+    assert not inputs.in_parts(x, ahead.float())
+    assert not inputs.in_parts(x[:, 1:], ahead)
+    assert not inputs.in_parts(normal(3, 97).half(), ahead)
+    down, smooth = (0.1 * normal(4, 608, seed=2)).half(), (normal(608, seed=3).abs() + 0.5).half()
+    found = inputs.quantize_projected(x, 4, "e8m0", down, smooth=smooth, ahead=ahead, gelu=True)
+    whole = torch.cat([ahead, torch.nn.functional.gelu(x, approximate="tanh")], dim=1)
+    wanted = inputs.quantize_projected(whole, 4, "e8m0", down, smooth=smooth)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("append", [False, True])
 def test_a_projection_that_holds_its_factor(append: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.kernels.triton import inputs
 
-    launches = (inputs._projection, inputs._quantization_of_parts)
+    launches = (inputs._held_projection, inputs._quantization_of_parts)
     monkeypatch.setattr(inputs, "holds", lambda *_: True)
     monkeypatch.setattr(inputs, "HELD", {**inputs.HELD, "TOKENS": 16, "COLS": 64})
     monkeypatch.setattr(inputs, "HELD_PROGRAMS", 6)  # of which each walks over two blocks of tokens or three
@@ -423,12 +480,12 @@ def test_a_projection_that_holds_its_factor(append: bool, monkeypatch: pytest.Mo
             wanted = act.codes(x.float() if divisor is None else x.float() * (1 / divisor.float()))
             factor = down.double() if divisor is None else down.double() / divisor.double()
             codes, scale, last = inputs.quantize_projected(x, 4, "e8m0", down, smooth=divisor, append=append)
-            assert torch.equal(scale, wanted.scale[:, 0])
+            assert torch.equal(scale[:, 0], wanted.scale[:, 0])
             ours = codes[:, :200].float() != wanted.products.float()
             assert ours.float().mean() <= (0 if divisor is None else 1e-3)
             if append:
                 assert torch.equal(last[:12], 2 ** torch.floor(torch.log2(63 / down.float().abs().sum(1))))
-                last = codes[:, 200:].float().view(75, 4, 16)[:, :2].sum(1) * scale[:, None] / last
+                last = codes[:, 200:].float().view(75, 4, 16)[:, :2].sum(1) * scale / last
             assert relative(last[:, :12], x.double() @ factor.T) < 4e-3
     finally:
         for each in launches:
