@@ -35,9 +35,16 @@ class LinearAfterGelu(PackedLinear):
 
         Returns:
             [..., out_features] in the dtype of `x`.
+
+        Raises:
+            ValueError: `ahead` has other leading axes or another dtype than x.
         """
+        if ahead is not None and (ahead.shape[:-1] != x.shape[:-1] or ahead.dtype != x.dtype):
+            raise ValueError(
+                f"channels of {list(ahead.shape)}, {ahead.dtype}, ahead of {list(x.shape)}, {x.dtype}"
+            )
         road, plan = self.take(x)
-        if plan is None:
+        if plan is None or (torch.is_grad_enabled() and ahead is not None and ahead.requires_grad):
             values = F.gelu(x, approximate="tanh")
             return self.reference(values if ahead is None else torch.cat([ahead, values], dim=-1))
         return dispatch.linear_after_gelu(self, x, ahead, road, plan)

@@ -27,11 +27,11 @@ class Pieces:
     """The outputs of joined layers, a tensor each, for code that cuts the output of one layer with `chunk`.
 
     Attributes:
-        tensors: [..., out of one layer] each, contiguous.
+        tensors: [..., out of one layer] each; contiguous unless compiled.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        """Hold tensors of one shape."""
+        """Hold tensors that differ in their last axis alone."""
         self.tensors = tensors
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
@@ -74,29 +74,38 @@ class JoinedLinear(PackedLinear):
 class FirstOfTwo(nn.Module):
     """Runs joined layers where the last of them stood, and keeps what the others give for `SecondOfTwo`.
 
+    For layers of one input in two modules of a network: the first place that is given the input computes for
+    both. Between the two calls the input is not to be changed in place.
+
     Attributes:
         joined: the layers.
-        kept: the input of the last call and the outputs kept of it, until they are taken.
+        kept: of the last call the input, whether gradients were asked for, and the outputs of the others,
+            until they are taken.
     """
 
     def __init__(self, joined: JoinedLinear) -> None:
         """Run `joined`."""
         super().__init__()
         self.joined = joined
-        self.kept: tuple[Tensor, Pieces] | None = None
+        self.kept: tuple[Tensor, bool, Pieces] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies are made of: nothing of a call."""
+        return {**self.__dict__, "kept": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the last layer: [..., in_features] -> [..., its out]."""
+        self.kept = None  # which a call that ended in between may have left
         pieces: Pieces = self.joined(x)
         *others, last = pieces.tensors
-        self.kept = x, Pieces(tuple(others))
+        self.kept = x, torch.is_grad_enabled(), Pieces(tuple(others))
         return last
 
     def take(self, x: Tensor) -> Pieces:
         """Return the outputs of the other layers for an input, which was the last one or is computed with."""
         kept, self.kept = self.kept, None
-        if kept is not None and kept[0] is x:
-            return kept[1]
+        if kept is not None and kept[0] is x and kept[1] == torch.is_grad_enabled():
+            return kept[2]
         pieces: Pieces = self.joined(x)
         return Pieces(pieces.tensors[:-1])
 

@@ -148,7 +148,7 @@ class SvdquantConfig(MethodConfig):
 @method(
     "svdquant",
     SvdquantConfig,
-    version=1,
+    version=2,
     needs_calibration=True,
     summary="smoothing + low-rank branch + group 64",
     variants={"ablation": ABLATION, "published": PUBLISHED, "scales": SCALES},

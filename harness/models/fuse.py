@@ -75,8 +75,8 @@ def _fuse_single(block: Any) -> bool:
     joined = _joined(attention, _IMAGE, block.proj_mlp)
     if joined is None:
         return False
-    block.proj_mlp = FirstOfTwo(joined)
-    _put(attention, "to_qkv", SecondOfTwo(block.proj_mlp), _IMAGE)
+    block.proj_mlp = FirstOfTwo(joined).train(block.training)
+    _put(attention, "to_qkv", SecondOfTwo(block.proj_mlp).train(block.training), _IMAGE)
     return True
 
 
@@ -103,15 +103,14 @@ def fuse_activations(denoiser: nn.Module) -> int:
     found: list[Any] = list(denoiser.modules())
     singles = [_fuse_output(module) for module in found if type(module).__name__ == _SINGLE]
     doubles = [module for module in found if type(module).__name__ == _DOUBLE]
-    return sum(singles) + sum(_fuse_feed_forward(each) for block in doubles for each in _forwards(block))
-
-
-def _forwards(block: Any) -> list[Any]:
-    return [block.ff, block.ff_context]
+    forwards = [each for block in doubles for each in (block.ff, block.ff_context)]
+    return sum(singles) + sum(map(_fuse_feed_forward, forwards))
 
 
 def _fuse_feed_forward(forward: Any) -> bool:
     """Take GELU out of a feed-forward: [layer and GELU, dropout, layer]."""
+    if len(forward.net) != 3:
+        return False
     first, middle, last = forward.net
     if not isinstance(last, PackedLinear) or not isinstance(middle, nn.Dropout) or middle.training:
         return False
@@ -126,11 +125,10 @@ def _fuse_output(block: Any) -> bool:
     gelu, last = block.act_mlp, block.proj_out
     if not isinstance(last, PackedLinear) or not isinstance(gelu, nn.GELU) or gelu.approximate != "tanh":
         return False
-    if set(inspect.signature(type(block).forward).parameters) != set(
-        inspect.signature(_single_block).parameters
-    ):
-        return False  # another version of the block
-    block.proj_out, block.act_mlp = LinearAfterGelu.of(last), nn.Identity()
+    ours, theirs = (list(inspect.signature(each).parameters) for each in (_single_block, type(block).forward))
+    if ours != theirs or "forward" in vars(block):
+        return False  # another version of the block, or one that something else runs
+    block.proj_out, block.act_mlp = LinearAfterGelu.of(last), nn.Identity().train(block.training)
     block.forward = MethodType(_single_block, block)
     return True
 

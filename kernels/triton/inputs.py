@@ -221,6 +221,7 @@ def quantize_projected(
         projection in further columns of codes instead, and the directions' gains (see `scaled_kernel`).
     """
     held = holds(x, len(down))
+    ahead = None if ahead is None or not ahead.shape[1] else ahead
     made = gelu or ahead is not None
     if made and not (held and in_parts(x, ahead)):
         x, ahead, gelu, made = whole_input(x, ahead, gelu=gelu), None, False, False

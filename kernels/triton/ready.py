@@ -108,7 +108,7 @@ class Launch:
                 self(*tensors)
             return
         fresh = self.fresh
-        kind: list[Any] = [device]
+        kind: list[Any] = [device, place]  # of tensors that Triton has launched with there
         given: list[Any] = [each if each is None else each.data_ptr() for each in tensors[:fresh]]
         for each in tensors[fresh:] if fresh else tensors:
             if each is None:

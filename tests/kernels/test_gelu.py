@@ -79,3 +79,25 @@ def test_compiled_it_is_one_quantization_of_both_parts() -> None:
     torch._dynamo.reset()
     assert not any("gelu" in name or "cat" in name for name in graphs[0])
     assert sum("quantize_projected" in name for name in graphs[0]) == 1
+
+
+def test_channels_ahead_that_do_not_belong_are_refused() -> None:
+    layer = LinearAfterGelu.of(layer_for("reference"))
+    x = normal(2, 5, IN - LEADING)
+    for ahead in (
+        normal(1, 5, LEADING),
+        normal(5, 2, LEADING),
+        normal(10, LEADING),
+        normal(2, 5, LEADING).half(),
+    ):
+        with pytest.raises(ValueError, match="channels of"):
+            layer(x, ahead)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET=1")
+def test_what_trains_the_channels_ahead_takes_the_reference() -> None:
+    layer = LinearAfterGelu.of(layer_for("fp8"))
+    x, ahead = normal(2, 5, IN - LEADING), normal(2, 5, LEADING, seed=6).requires_grad_()
+    with dispatch.use_backend("triton"):
+        layer(x, ahead).sum().backward()
+    assert ahead.grad is not None

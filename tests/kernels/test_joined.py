@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -143,6 +144,22 @@ def test_what_the_first_keeps_is_taken_once_and_for_its_input() -> None:
     check(y)  # of another input
     assert [given is y for given in runs] == [False, False, False, True]
     assert first.kept is None
+
+
+def test_nothing_is_kept_of_a_call_that_failed_or_of_one_without_gradients() -> None:
+    joined = join_linear(layers(act=ActQuantizer(4, "group", "dynamic", True, group=8)))
+    assert joined is not None
+    first = FirstOfTwo(joined)
+    second = SecondOfTwo(first)
+    x = torch.randn(3, IN, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    first(x)
+    assert copy.deepcopy(first).kept is None
+    with pytest.raises(RuntimeError):
+        first(torch.ones(3, IN + 1))
+    assert first.kept is None
+    with torch.no_grad():
+        first(x)
+    assert all(piece.requires_grad for piece in second(x).tensors)
 
 
 def test_a_compiler_sees_both_places_of_joined_layers_in_one_graph() -> None:

@@ -11,7 +11,7 @@ from harness.kernels.gelu import LinearAfterGelu
 from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.uniform import quantize_uniform
 from harness.kernels.weights import UniformWeight
-from harness.models.fuse import fuse_activations
+from harness.models.fuse import _single_block, fuse_activations
 
 
 def packed() -> PackedLinear:
@@ -76,3 +76,14 @@ def test_a_block_of_another_version_is_left_as_it_is() -> None:
     assert fuse_activations(block) == 0
     assert type(block.proj_out) is PackedLinear
     assert isinstance(block.act_mlp, nn.GELU)
+
+
+def test_a_block_that_something_else_runs_is_left_as_it_is() -> None:
+    class Block(FluxSingleTransformerBlock):
+        forward = _single_block
+
+    Block.__name__ = "FluxSingleTransformerBlock"
+    hooked = Block(packed(), nn.GELU(approximate="tanh"))
+    hooked.forward = lambda *_: None
+    assert fuse_activations(hooked) == 0
+    assert fuse_activations(Block(packed(), nn.GELU(approximate="tanh"))) == 1

@@ -78,3 +78,37 @@ def test_tensors_elsewhere_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -
     launch(*given)
     assert len(by_triton) == 1
     assert [each is other for each, other in zip(by_triton[0], given, strict=True)] == [True, True]
+
+
+class Here(Tensor):
+    """Says that it lies on the first device."""
+
+    def get_device(self) -> int:
+        """Return the first device."""
+        return 0
+
+
+def test_what_is_known_of_a_device_says_nothing_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.kernels.triton import ready
+
+    class Compiled:
+        function, packed_metadata = "code", ()
+
+        def run(self, *_: object) -> None:
+            runs.append("known")
+
+    def by_triton(_: object) -> Compiled:
+        runs.append("triton")
+        return Compiled()
+
+    runs: list[str] = []
+    active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda _: 0)
+    monkeypatch.setattr(ready, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(ready, "CompiledKernel", Compiled)
+    kernel: Any = SimpleNamespace(arg_names=[])
+    launch = ready.Launch(kernel, (1, 1), (), {})
+    launch.compiles = True
+    monkeypatch.setattr(launch, "_by_triton", by_triton)
+    for tensor in (torch.ones(4).as_subclass(Here),) * 2 + (torch.ones(4),):
+        launch(tensor)
+    assert runs == ["triton", "known", "triton"]
