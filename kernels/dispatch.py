@@ -23,12 +23,13 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.kernels import coded
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.expansion import (
@@ -173,14 +174,14 @@ def _planned(layer: PackedLayer, x: Tensor) -> Plan:
     if act is None or layer.kind != "linear":
         halves = layer.kind == "linear" and x.dtype in {torch.bfloat16, torch.float16}
         return Plan(*made_for, road="expand", few=few_token_weight(weight) if halves else None)
-    kind = _code_type(act)
+    kind = coded.code_type(act)
     if kind is None or units_weight(weight, kind) is None:
         return Plan(*made_for, road="expand")
     float8 = kind == torch.float8_e4m3fn
     if float8 and not _has_fp8(x.device):
         return Plan(*made_for, road="expand")
     whole = float8_codes(weight) if float8 else None
-    grid, largest_k = _grid(act)
+    grid, largest_k = coded.kernel_grid(act)
     append = whole is not None and appends_branch(layer, x)
     return Plan(*made_for, "fp8" if float8 else "int8", None, kind, whole, grid, largest_k, append)
 
@@ -193,7 +194,7 @@ def linear(layer: PackedLinear, x: Tensor, road: Road, plan: Plan) -> Tensor:
     """
     tokens = _tokens(layer, x)
     if road in {"int8", "fp8"}:
-        y = _codes_linear(layer, plan, tokens, x)
+        y = coded.product(layer, plan, tokens, x)
     elif road == "gemv":
         y = _few_tokens(layer, plan, tokens)
     else:
@@ -215,7 +216,7 @@ def linear_pieces(
         return contiguous_pieces(linear(layer, x, road, plan), sizes)
     from harness.kernels.triton import ops
 
-    factors = _factors(layer, plan, _tokens(layer, x), x)
+    factors = coded.factors(layer, plan, _tokens(layer, x), x)
     rows = x.shape[:-1]
     return tuple(y.view(*rows, y.shape[1]) for y in ops.scaled_pieces(*factors, sizes))
 
@@ -235,12 +236,12 @@ def linear_after_gelu(layer: PackedLinear, x: Tensor, ahead: Tensor | None, road
     """
     from harness.kernels.triton import inputs, ops
 
-    coded = road in {"int8", "fp8"} and plan.act is not None and plan.act.scale_format != "float"
-    if not coded or plan.branch is None:
+    projected = road in {"int8", "fp8"} and plan.act is not None and plan.act.scale_format != "float"
+    if not projected or plan.branch is None:
         return linear(layer, inputs.whole_input(x, ahead, gelu=True), road, plan)
     others = None if ahead is None else _rows(ahead)
     tokens = _tokens(layer, x, 0 if others is None else others.shape[1])
-    y: Tensor = ops.scaled_linear(*_factors(layer, plan, tokens, x, others, gelu=True))
+    y: Tensor = ops.scaled_linear(*coded.factors(layer, plan, tokens, x, others, gelu=True))
     return y if x.dim() == 2 else y.view(*x.shape[:-1], layer.out_features)
 
 
@@ -274,87 +275,6 @@ def conv2d(layer: PackedConv2d, x: Tensor) -> Tensor:
         else:
             y = y + F.conv2d(down, up[:, :, None, None])
     return y
-
-
-class Quantized(NamedTuple):
-    """Tokens as codes, and their projection beside them.
-
-    Attributes:
-        codes: int8 or float8_e4m3fn [tokens, cols], more columns with a branch among them.
-        row_scale: what one unit of each token is worth, float32 [tokens] or [tokens, 1].
-        zero: what to take off each token's codes, float32 [tokens], or None.
-        projected: the down-projection [tokens, rank or more], or None.
-        gains: of a branch among the codes, see `harness.kernels.triton.ops.quantize_projected`, or None.
-    """
-
-    codes: Tensor
-    row_scale: Tensor
-    zero: Tensor | None = None
-    projected: Tensor | None = None
-    gains: Tensor | None = None
-
-
-def _codes_linear(layer: PackedLinear, plan: Plan, tokens: Tensor, x: Tensor) -> Tensor:
-    """Multiply codes with units: a branch is among both, or added to the product."""
-    from harness.kernels.triton import ops
-
-    y: Tensor = ops.scaled_linear(*_factors(layer, plan, tokens, x))
-    return y
-
-
-def _factors(
-    layer: PackedLinear,
-    plan: Plan,
-    tokens: Tensor,
-    x: Tensor,
-    ahead: Tensor | None = None,
-    *,
-    gelu: bool = False,
-) -> tuple[Any, ...]:
-    """Quantize tokens and expand the weight: the arguments of `harness.kernels.triton.ops.scaled_linear`."""
-    stored, smooth = held(layer, "bias", "smooth")
-    down, up = (None, None) if plan.branch is None else held(plan.branch, "down", "up")
-    given, dtype = _quantized(plan, tokens, x, smooth, down, ahead, gelu=gelu), x.dtype
-    if plan.float8 is not None:
-        assert isinstance(plan.weight, UniformWeight)
-        units, col_scale, bias, up = plan.float8.expand(plan.weight, dtype, stored, up, given.gains)
-    else:
-        expand = units_weight(plan.weight, plan.kind)
-        assert expand is not None
-        bias, (units, col_scale) = stored, expand()
-    return (
-        given.codes, units, given.row_scale, col_scale, given.zero, given.projected,
-        None if given.projected is None else up, None if stored is None else bias, dtype,
-    )  # fmt: skip
-
-
-def _quantized(
-    plan: Plan,
-    tokens: Tensor,
-    x: Tensor,
-    smooth: Tensor | None,
-    down: Tensor | None,
-    ahead: Tensor | None,
-    *,
-    gelu: bool,
-) -> Quantized:
-    from harness.kernels.triton import ops
-
-    act = plan.act
-    assert act is not None
-    if down is not None and act.scale_format != "float":
-        codes, row_scale, found = ops.quantize_projected(
-            tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, down, plan.append, ahead, gelu
-        )
-        if plan.append:
-            return Quantized(codes, row_scale, gains=found)
-        return Quantized(codes, row_scale, projected=found)
-    lo, hi = _given(act, x, smooth)
-    codes, row_scale, zero = ops.quantize_tokens(
-        tokens, act.bits, plan.grid, act.group, plan.largest_k, smooth, lo, hi
-    )
-    projected = None if down is None else ops.project(tokens, down, smooth)
-    return Quantized(codes, row_scale, zero if zero.numel() else None, projected)
 
 
 def appends_branch(layer: PackedLayer, tokens: Tensor) -> bool:
@@ -403,34 +323,6 @@ def _inputs(layer: PackedLayer, x: Tensor, smooth: Tensor | None) -> tuple[Tenso
         values = values / smooth.to(torch.float32)
     quantized = values if layer.act is None else layer.act(values, layer.smooth)
     return values.to(x.dtype), quantized.to(x.dtype)
-
-
-def _code_type(act: ActQuantizer) -> torch.dtype | None:
-    """Return what the codes of an activation quantizer can be held in as one factor of a row; None if not."""
-    if act.shift or act.format != "integer":
-        return None
-    if act.granularity == "group":
-        return {"float": None, "integer": torch.int8, "e8m0": torch.float8_e4m3fn}[act.scale_format]
-    return torch.int8
-
-
-def _grid(act: ActQuantizer) -> tuple[str, int]:
-    """Return the kernel's name of a grid, and the largest multiplier of its groups."""
-    if act.scale_format != "float":
-        return act.scale_format, act.largest_multiplier
-    return ("symmetric" if act.symmetric else "asymmetric"), 1
-
-
-def _given(act: ActQuantizer, x: Tensor, smooth: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return ranges that do not come from the token itself: float32 [ranges], each for as many tokens."""
-    if act.granularity != "tensor":
-        return None, None
-    if act.range is not None:
-        lo, hi = act.stored_range()
-        return lo.reshape(1), hi.reshape(1)
-    values = x.to(torch.float32) if smooth is None else x.to(torch.float32) / smooth.to(torch.float32)
-    values = values.reshape(len(x), -1) if x.dim() > 1 else values[None]
-    return values.amin(dim=1), values.amax(dim=1)
 
 
 def _has_fp8(device: torch.device) -> bool:

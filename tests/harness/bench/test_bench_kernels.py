@@ -25,7 +25,7 @@ from harness.bench.shapes import (
 from harness.cli import call
 from harness.conformance.definition import layer_float64, relative_error
 from harness.errors import UserError
-from harness.kernels import dispatch, expansion
+from harness.kernels import coded, expansion
 from harness.kernels.weights import UniformWeight
 from harness.measure.floor import Ceilings
 
@@ -463,7 +463,7 @@ def test_scales_are_those_whose_kernels_a_card_has(
     assert kernels.fastest_scales(NumberFormat(*bits), torch.device("cuda", 0)) == scales
     # Whichever is chosen, the layer runs on a product of codes: none of these formats is expanded to bf16.
     layer = packed_linear(*random_linear(Shape("s", 128, 64), "cpu"), NumberFormat(*bits), scales)
-    assert expansion.units_weight(layer.weight, dispatch._code_type(layer.act)) is not None
+    assert expansion.units_weight(layer.weight, coded.code_type(layer.act)) is not None
 
 
 def test_the_scales_of_a_row_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,12 +113,12 @@ def test_fake_tensors_meet_the_ops_fakes(road: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_transforms_and_traces_meet_the_ops() -> None:
-    from harness.kernels.triton import ops
+    from harness.kernels.triton import register
 
     x, found = torch.ones(2, 3), []
 
     def look(x: Tensor) -> Tensor:
-        found.append(ops.unobserved((x, 1, None, torch.float32)))
+        found.append(register.unobserved((x, 1, None, torch.float32)))
         return x * 2
 
     look(x)
@@ -127,7 +127,7 @@ def test_transforms_and_traces_meet_the_ops() -> None:
     torch.jit.trace(look, (x,), check_trace=False)
     torch.fx.experimental.proxy_tensor.make_fx(look)(x)
     assert found == [True, False, False, False, False]
-    assert not ops.unobserved((x, torch.nn.Buffer(x), FakeTensorMode().from_tensor(x)))
+    assert not register.unobserved((x, torch.nn.Buffer(x), FakeTensorMode().from_tensor(x)))
 
 
 @pytest.mark.parametrize("road", ROADS)

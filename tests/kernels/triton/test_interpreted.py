@@ -10,7 +10,7 @@ import torch
 from seen_ops import Seen
 from torch import Tensor, nn
 
-from harness.kernels import dispatch
+from harness.kernels import coded, dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.expansion import float_weight, units_weight
@@ -130,7 +130,7 @@ def test_codes_of_tokens_are_the_references(act: ActQuantizer) -> None:
     x = normal(7, 150) * torch.exp(2 * normal(7, 1, seed=1))
     x[2] = 0
     x[:, 64:128] *= 0.01
-    grid, largest_k = dispatch._grid(act)
+    grid, largest_k = coded.kernel_grid(act)
     codes, scale, zero = ops.quantize_tokens(x, act.bits, grid, act.group, largest_k, None, None, None)
     wanted = act.codes(x)
     assert torch.equal(scale, wanted.scale[:, 0])
