@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from interpreter import needs_interpreter, normal
 from torch import Tensor
 
 from harness.kernels import dispatch
@@ -18,10 +17,6 @@ from harness.kernels.weights import UniformWeight
 
 IN, LEADING, OUT = 192, 64, 24
 ROADS = ["reference", "fp8", "int8", "expand", "gemv", "int8 bare"]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def layer_for(road: str) -> PackedLinear:
@@ -63,7 +58,7 @@ def test_a_layer_after_gelu_is_the_layer_of_what_gelu_makes(road: str, leading: 
                 layer(x[..., 1:], ahead)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET=1")
+@needs_interpreter
 def test_compiled_it_is_one_quantization_of_both_parts() -> None:
     layer = LinearAfterGelu.of(layer_for("fp8"))
     x, ahead = 2 * normal(3, IN - LEADING, seed=5), normal(3, LEADING, seed=6)
@@ -94,7 +89,7 @@ def test_channels_ahead_that_do_not_belong_are_refused() -> None:
             layer(x, ahead)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="TRITON_INTERPRET=1")
+@needs_interpreter
 def test_what_trains_the_channels_ahead_takes_the_reference() -> None:
     layer = LinearAfterGelu.of(layer_for("fp8"))
     x, ahead = normal(2, 5, IN - LEADING), normal(2, 5, LEADING, seed=6).requires_grad_()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreter import needs_interpreter
 from torch import Tensor
 from true_sizes import CPU, reduced_recipe
 
@@ -137,10 +137,7 @@ def test_norms_are_given_q_and_k_in_one_piece_each(tmp_path: Path) -> None:
     assert given == [True] * (2 * 4 + 3 * 2)
 
 
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1",
-    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
-)
+@needs_interpreter
 def test_pieces_and_compiled_slices_make_one_image(tmp_path: Path) -> None:
     recipe, denoiser = flux(tmp_path)
     denoiser.float()  # the interpreter has no arithmetic in bfloat16

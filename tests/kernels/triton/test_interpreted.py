@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from interpreter import needs_interpreter, normal
 from seen_ops import Seen
 from torch import Tensor, nn
 
@@ -28,14 +28,7 @@ from harness.kernels.weights import (
     UniformWeight,
 )
 
-pytestmark = pytest.mark.skipif(
-    not dispatch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1",
-    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
-)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = needs_interpreter
 
 
 def uniform(w: Tensor, bits: int, grid="asymmetric", group=None, scale_format="float") -> UniformWeight:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
+from interpreter import needs_interpreter, normal
 from seen_ops import Seen
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.joined import JoinedLinear, join_linear
@@ -19,10 +18,7 @@ from harness.kernels.layers import PackedLinear
 from harness.kernels.quantizers.uniform import quantize_uniform
 from harness.kernels.weights import UniformWeight
 
-pytestmark = pytest.mark.skipif(
-    not dispatch.HAS_TRITON or os.environ.get("TRITON_INTERPRET") != "1",
-    reason="Triton's interpreter is chosen when Triton is imported: TRITON_INTERPRET=1",
-)
+pytestmark = [needs_interpreter, pytest.mark.usefixtures("the_kernels")]
 IN, OUT = 128, 48
 ROADS = {
     "int8": ["quantize_projected", "expand", "scaled_pieces"],
@@ -34,10 +30,6 @@ ROADS = {
     "gemv token": ["single"],
     "expand": ["expand"],
 }
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def joined_for(road: str) -> JoinedLinear:
@@ -72,15 +64,6 @@ def input_for(road: str) -> Tensor:
     if road == "gemv token":
         return normal(1, 1, IN, seed=6).half()
     return normal(2, 3, IN, seed=6).to(torch.float16 if road == "gemv" else torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def _the_kernels(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
-    road = getattr(request.node, "callspec", None)
-    if road is not None and road.params.get("road") == "fp8 appended":
-        monkeypatch.setattr(dispatch, "appends_branch", lambda *_: True)
-    with torch.no_grad(), dispatch.use_backend("triton"):
-        yield
 
 
 @pytest.mark.parametrize("road", list(ROADS))
