@@ -1,13 +1,19 @@
-"""Launching the weight-only product of one token."""
+"""Launching the weight-only products of one token and of several that are held."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from harness.kernels.expansion import CODES_PER_SLOT
 from harness.kernels.triton.inputs import can_overlap
 from harness.kernels.triton.project import project_one_kernel
-from harness.kernels.triton.ready import Launch, cdiv, kept
+from harness.kernels.triton.ready import Launch, cdiv, kept, next_power_of_2
+from harness.kernels.triton.several import GROUP, ROWS, several_kernel
+from harness.kernels.triton.several import LANES as SHARING
 from harness.kernels.triton.single import ROWS_FIRST, single_kernel
 from harness.kernels.triton.token import LANES, RUN
 
@@ -21,7 +27,14 @@ WALKED = frozenset({2, 4})
 """Widths whose programs walk; those of others take rows once, as do programs of rows too long to hold."""
 PROJECT_ONE = {"PIECES": 4, "COLS": 128, "num_warps": 4}
 SINGLE = {4: {"WARPS": 8, "ROWS": 3}, 3: {"WARPS": 4, "ROWS": 4}, 2: {"WARPS": 8, "ROWS": 3}}
+SEVERAL = {"WARPS": 8, "STAGES": 3}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
+MOST_TOKENS = 16
+"""Tokens that are held."""
+MOST_COLS = 3072
+"""Columns up to which they are: 96 registers of a thread."""
+COPIED = 16
+"""Bytes of which rows are made that are copied by descriptor."""
 WHOLE_ROW = 1 << 30
 """Lanes that share a scale where a row has one."""
 
@@ -87,3 +100,64 @@ def _launches(
     read_as = {4: torch.int32}
     fresh = 1 + (rank > 0)
     return project, Launch(single_kernel, (programs, 1), numbers, constants, read_as=read_as, fresh=fresh)
+
+
+def holds_tokens(x: Tensor, rows: Iterable[Tensor | None], group: int) -> bool:
+    """Whether `several` takes tokens [tokens, cols], and a weight of these codes, scales and zero points.
+
+    On a GPU it takes bfloat16 alone: float16 has not the exponents for inputs that are lifted.
+    """
+    if len(x) > MOST_TOKENS or x.shape[1] > MOST_COLS or group != GROUP.value:
+        return False
+    if x.is_cuda and x.dtype != torch.bfloat16:
+        return False
+    return all(
+        each is None or not (each.data_ptr() % COPIED or each.stride(0) * each.element_size() % COPIED)
+        for each in rows
+    )
+
+
+def several(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bits: int,
+    *,
+    zero: Tensor | None = None,
+    fixed_offset: float = 0.0,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Multiply tokens [tokens, cols] that `holds_tokens` takes with packed rows: [tokens, outs]."""
+    (tokens, cols), outs = x.shape, len(packed)
+    launch = _several(tokens, outs, cols, bits, zero is not None, fixed_offset, bias is not None, x.device)
+    held = launch.constants["HELD"] * launch.constants["WARPS"]
+    rows, words, of = ROWS.value, packed.view(torch.int16), TensorDescriptor.from_tensor
+    out = x.new_empty(tokens, outs)
+    launch(
+        out, x,
+        of(words, [rows, held * GROUP.value // CODES_PER_SLOT[bits]]),
+        of(words, [rows, held * SHARING.value]) if bits == 3 else None,
+        of(scale, [rows, held]), None if zero is None else of(zero, [rows, held]), bias,
+    )  # fmt: skip
+    return out
+
+
+@kept
+def _several(
+    tokens: int, outs: int, cols: int, bits: int, stored: bool, fixed_offset: float, bias: bool,
+    device: torch.device,
+) -> Launch:  # fmt: skip
+    tiles = cdiv(outs, ROWS.value)
+    steps = cdiv(tiles, PROGRAMS)
+    chunks = cdiv(cols, GROUP.value * SEVERAL["WARPS"])
+    overlap = can_overlap(device)
+    constants = {
+        "BITS": bits, "CODES": CODES_PER_SLOT[bits], "STORED": stored, "OFFSET": int(fixed_offset),
+        "BIAS": bias, "NATIVE": device.type == "cuda", "OVERLAP": overlap,
+        "TOKENS": 8 if tokens <= 8 else MOST_TOKENS, "CHUNKS": chunks, "HELD": next_power_of_2(chunks),
+        **SEVERAL, "num_warps": SEVERAL["WARPS"],
+        **({"launch_pdl": True} if overlap else {}),
+    }  # fmt: skip
+    plane = cols // CODES_PER_SLOT[bits]
+    numbers = (tokens, outs, cols, plane, steps)
+    return Launch(several_kernel, (cdiv(tiles, steps), 1), numbers, constants, fresh=1)

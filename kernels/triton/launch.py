@@ -11,6 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
+from harness.kernels.triton import few
 from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
@@ -287,6 +288,8 @@ def gemv(
 ) -> Tensor:
     """Multiply few tokens [tokens, cols], of 16 bits, with packed rows: [tokens, outs]."""
     (tokens, cols), outs = x.shape, packed.shape[0]
+    if has_copy_engine(x) and few.holds_tokens(x, (packed, scale, offset), group):
+        return few.several(x, packed, scale, bits, zero=offset, fixed_offset=fixed_offset, bias=bias)
     out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
     codes = CODES_PER_SLOT[bits]
     words = packed.view(torch.int16)

@@ -15,11 +15,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from harness.kernels.expansion import CODES_PER_SLOT, SLOTS_AT_ONCE
-from harness.kernels.triton import expand, few, gemm, gemv, project, quantize, single
+from harness.kernels.triton import expand, few, gemm, gemv, project, quantize, several, single
 
 FLOAT8_FROM = 89
 OVERLAP_FROM = 90
 HOLDING = 90
+COPYING = 90
 SIXTEENTHS = {"cols", "outs", "tokens", "row_words", "x_stride", "out_stride", "groups"}
 """Numbers that are multiples of 16 in true models: told to the compiler, as at a launch."""
 
@@ -203,6 +204,28 @@ def one_token(arch: int) -> Iterator[Case]:
         yield single.single_kernel, signature, constants, few.SINGLE[bits]["WARPS"]
 
 
+def several_tokens(arch: int) -> Iterator[Case]:
+    """Every width, with few columns and with as many as are held."""
+    if arch < COPYING:
+        return
+    warps, rows = few.SEVERAL["WARPS"], several.ROWS.value
+    for bits, tokens, chunks in ((4, 16, 6), (3, 16, 6), (2, 8, 1)):
+        held = triton.next_power_of_2(chunks) * warps
+        signature = {
+            "out": "*bf16", "x": "*bf16", "scale": f"tensordesc<fp16[{rows}, {held}]>", "bias": "*fp16",
+            "packed": f"tensordesc<i16[{rows}, {held * 64 // CODES_PER_SLOT[bits]}]>",
+            **dict.fromkeys(("tokens", "outs", "cols", "plane", "steps"), "i32"),
+        }  # fmt: skip
+        signature |= {"zero": f"tensordesc<u8[{rows}, {held}]>"} if bits < 4 else {}
+        signature |= {"third": f"tensordesc<i16[{rows}, {held * 4}]>"} if bits == 3 else {}
+        constants = {
+            "BITS": bits, "CODES": CODES_PER_SLOT[bits], "STORED": bits < 4, "OFFSET": 8, "BIAS": True,
+            "NATIVE": True, "OVERLAP": True, "TOKENS": tokens, "CHUNKS": chunks, "HELD": held // warps,
+            **few.SEVERAL,
+        }  # fmt: skip
+        yield several.several_kernel, signature, constants, warps
+
+
 def compile_case(arch: int, case: Case) -> None:
     """Compile one kernel to machine code."""
     kernel, signature, constants, warps = case
@@ -229,6 +252,7 @@ def main() -> None:
         *quantizations(arch),
         *products(arch),
         *one_token(arch),
+        *several_tokens(arch),
     ]
     for case in cases:
         compile_case(arch, case)

@@ -7,10 +7,11 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-from harness.kernels.triton import gemv
+from harness.kernels.triton import gemv, several
 
 ONE = {"bfloat16": 0x4300, "float16": 0x6400}
 """Bits of 128 and of 1024, in whose mantissas the lowest bit is worth one."""
@@ -38,6 +39,7 @@ OPERATIONS: dict[str, Any] = {
     "shr.b32": lambda a, by: a >> by,
     "mul.lo.u32": lambda a, b: a * b,
     "mov.b32": lambda a: a,
+    "and.b32": lambda a, b: a & b,
 }
 
 
@@ -80,3 +82,30 @@ def test_codes_of_other_widths(bits: int, p: int, kind: str) -> None:
             code = words[slot] >> bits * p & (2**bits - 1)
             assert found["$0"] >> 16 * slot & 0xFFFF == ONE[kind] + (code << place)
             assert code << place < 128
+
+
+@pytest.mark.parametrize(
+    ("bits", "p"), [(bits, p) for bits in (2, 3, 4) for p in range(4 if bits == 4 else 8)]
+)
+def test_codes_that_stand(bits: int, p: int) -> None:
+    draw, at, wide = random.Random(p), several.stands_at(p, bits), 4 if bits == 4 else 2
+    for _ in range(50):
+        words, high = [draw.getrandbits(16) for _ in range(2)], [draw.getrandbits(8) for _ in range(2)]
+        third = high[0] | high[1] << 8
+        given = {"$1": words[0] | words[1] << 16, "$2": third | third << 16}
+        found = carry_out(several.stand_asm(p, bits), given)
+        for slot in range(2):
+            code = words[slot] >> wide * p & (2**wide - 1)
+            if bits == 3:
+                code += 4 * (high[slot] >> p & 1)
+            assert found["$0"] >> 16 * slot & 0xFFFF == code << at
+            assert code << at < 256  # a byte alone: linear up to the lowest bit of bfloat16's exponent
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_standing_codes_are_numbers(bits: int) -> None:
+    for p in range(4 if bits == 4 else 8):
+        at = several.stands_at(p, bits)
+        for code in range(2**bits):
+            worth = torch.tensor(code << at, dtype=torch.int16).view(torch.bfloat16).double().item()
+            assert worth * 2.0 ** (several.LIFT.value - at) == code * 2.0**-several.LOWERED.value

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from interpreter import needs_interpreter, normal
+from interpreter import needs_interpreter, normal, relative, uniform
 from seen_ops import Seen
 from torch import Tensor, nn
 
@@ -18,30 +18,19 @@ from harness.kernels.layers import PackedConv2d, PackedLinear
 from harness.kernels.quantizers.normal_float import quantize_normal_float
 from harness.kernels.quantizers.nvfp4 import quantize_nvfp4
 from harness.kernels.quantizers.residual import fit_binary_planes
-from harness.kernels.quantizers.uniform import quantize_uniform
 from harness.kernels.weights import (
     BinaryPlanesWeight,
     NormalFloatWeight,
     Nvfp4Weight,
     PackedWeight,
     RowMixedWeight,
-    UniformWeight,
 )
 
 pytestmark = needs_interpreter
 
 
-def uniform(w: Tensor, bits: int, grid="asymmetric", group=None, scale_format="float") -> UniformWeight:
-    codes = quantize_uniform(w, bits, grid=grid, group=group, scale_format=scale_format)
-    return UniformWeight.pack(codes, bits, grid, group)
-
-
 def mixed(w: Tensor, narrow: PackedWeight, wide: PackedWeight) -> RowMixedWeight:
     return RowMixedWeight([narrow, wide], (torch.arange(len(w)) % 3 == 0).to(torch.uint8))
-
-
-def relative(y: Tensor, wanted: Tensor) -> float:
-    return float((y.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
