@@ -21,14 +21,16 @@ CHUNK = LANES.value * RUN.value
 """Columns that a warp reads at once."""
 MOST_CHUNKS = 4
 """Chunks that are asked for together: a warp holds their part of the token."""
-PROGRAMS = 132
-"""Programs that walk over rows: one for each processor of a Hopper."""
-WALKED = frozenset({2, 4})
-"""Widths whose programs walk; those of others take rows once, as do programs of rows too long to hold."""
+MOST_ROWS = 6
+"""Rows that a warp asks for together: of as many chunks as that, half of them, for want of registers."""
+PROGRAMS = 264
+"""Programs that walk over rows: two for each processor of a Hopper."""
 PROJECT_ONE = {"PIECES": 4, "COLS": 128, "num_warps": 4}
-SINGLE = {4: {"WARPS": 8, "ROWS": 3}, 3: {"WARPS": 4, "ROWS": 4}, 2: {"WARPS": 8, "ROWS": 3}}
+SINGLE = {"WARPS": 4, "maxnreg": 255}
 SEVERAL = {"WARPS": 8, "STAGES": 3}
 """How kernels cut their work, by their own names: the fastest measured on an H200 (docs/performance.md)."""
+HOLDING_PROGRAMS = 132
+"""Programs that hold tokens: one for each processor."""
 MOST_TOKENS = 16
 """Tokens that are held."""
 MOST_COLS = 3072
@@ -84,16 +86,20 @@ def _launches(
     project = None
     if rank:
         project = Launch(project_one_kernel, (parts, 1), (cols, rank), {**both, **PROJECT_ONE}, fresh=1)
-    chunks, at_once = cdiv(cols, CHUNK), SINGLE[bits]["WARPS"] * SINGLE[bits]["ROWS"]
+    chunks = cdiv(cols, CHUNK)
     long = chunks > MOST_CHUNKS
-    steps = cdiv(chunks, MOST_CHUNKS) if long else cdiv(outs, at_once * PROGRAMS) if bits in WALKED else 1
-    each = cdiv(chunks, steps) if long else chunks
+    parts_of_row = cdiv(chunks, MOST_CHUNKS)
+    each, warps = cdiv(chunks, parts_of_row), SINGLE["WARPS"] * PROGRAMS
+    most = MOST_ROWS if each < MOST_CHUNKS else MOST_ROWS // 2
+    steps = parts_of_row if long else cdiv(outs, warps * most)
+    rows = min(most, cdiv(outs, warps * (1 if long else steps)))
+    at_once = SINGLE["WARPS"] * rows
     constants = {
         **both, "BITS": bits, "PER": WHOLE_ROW if group >= cols else group // RUN.value, "STORED": stored,
         "OFFSET": int(fixed_offset), "BIAS": bias, "BRANCH": rank > 0, "PARTS": parts,
         "EVEN": cols == (steps if long else 1) * each * CHUNK, "NATIVE": device.type == "cuda",
-        "FLIP": ROWS_FIRST.value, "LONG": long, "CHUNKS": each, **SINGLE[bits],
-        "num_warps": SINGLE[bits]["WARPS"],
+        "FLIP": ROWS_FIRST.value, "LONG": long, "CHUNKS": each, "ROWS": rows,
+        **SINGLE, "num_warps": SINGLE["WARPS"],
     }  # fmt: skip
     programs = cdiv(outs, at_once * (1 if long else steps))
     numbers = (outs, cols, row_bytes // 4, scales // outs, steps, rank)
@@ -148,7 +154,7 @@ def _several(
     device: torch.device,
 ) -> Launch:  # fmt: skip
     tiles = cdiv(outs, ROWS.value)
-    steps = cdiv(tiles, PROGRAMS)
+    steps = cdiv(tiles, HOLDING_PROGRAMS)
     chunks = cdiv(cols, GROUP.value * SEVERAL["WARPS"])
     overlap = can_overlap(device)
     constants = {

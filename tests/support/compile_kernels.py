@@ -196,12 +196,12 @@ def one_token(arch: int) -> Iterator[Case]:
         constants = {
             **both, "BITS": bits, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "BRANCH": branch,
             "PARTS": 12, "EVEN": branch, "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "LONG": long,
-            "CHUNKS": 3, **few.SINGLE[bits],
+            "CHUNKS": 3, "ROWS": few.MOST_ROWS, **few.SINGLE,
         }  # fmt: skip
-        if bits not in few.WALKED:
+        if bits == 3:  # as of a layer whose rows are walked over in one step
             constants["steps"] = 1
             del signature["steps"]
-        yield single.single_kernel, signature, constants, few.SINGLE[bits]["WARPS"]
+        yield single.single_kernel, signature, constants, few.SINGLE["WARPS"]
 
 
 def several_tokens(arch: int) -> Iterator[Case]:

@@ -265,8 +265,8 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     few._launches.cache_clear()
     monkeypatch.setattr(few, "PROGRAMS", 2)
     monkeypatch.setattr(few, "MOST_CHUNKS", 2)
-    for bits in few.SINGLE:
-        monkeypatch.setitem(few.SINGLE, bits, {"WARPS": 2, "ROWS": 2})
+    monkeypatch.setattr(few, "MOST_ROWS", 2)
+    monkeypatch.setattr(few, "SINGLE", {"WARPS": 2})
     yield
     few._launches.cache_clear()
 

@@ -29,7 +29,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
         return several(x, *args, **options)
 
     few._several.cache_clear()
-    monkeypatch.setattr(few, "PROGRAMS", 2)
+    monkeypatch.setattr(few, "HOLDING_PROGRAMS", 2)
     monkeypatch.setattr(few, "several", noted)
     monkeypatch.setattr(launch, "has_copy_engine", lambda _: True)
     yield seen
