@@ -104,15 +104,19 @@ _CONV_INPUTS: dict[str, Quantizer] = {
 _SHAPES = ((1, 192, 96), (3, 200, 72), (17, 64, 33), (130, 320, 136), (16, 1032, 264))
 """Rows, inputs, outputs: one token, tails in each, more than a tile."""
 _FEW_ROWS = ((1, 1032, 265), (2, 328, 70), (4, 512, 128))
-_HELD = (
-    ("w4 narrow g64", 16, 3072, 2120),
-    ("w4 narrow g64", 5, 512, 70),
-    ("w3 asymmetric g64", 16, 2048, 265),
-    ("w3 asymmetric g64", 3, 1024, 70),
-    ("w2 asymmetric g64", 16, 3072, 264),
-    ("w2 asymmetric g64", 8, 1024, 17),
+_WALKED = (
+    ("w4 narrow g64", 16, 512, 6344),
+    ("w3 asymmetric g64", 16, 1024, 6344),
+    ("w2 asymmetric g64", 9, 1024, 6344),
+    ("w4 narrow g64", 16, 3072, 265),
+    ("w3 asymmetric g64", 3, 2048, 70),
+    ("w2 asymmetric g64", 8, 3072, 17),
+    ("w4 narrow g64", 1, 3072, 6400),
+    ("w3 asymmetric g64", 1, 1088, 6400),
+    ("w2 asymmetric g64", 1, 1088, 6400),
+    ("w4 narrow g64", 1, 6144, 1100),
 )
-"""Weights whose few tokens a backend can hold: whole groups in rows of whole 16 bytes, one of many tiles."""
+"""Weights that backends walk over with few tokens held: the tall ones, and the widest, in several steps."""
 _GEOMETRIES: tuple[tuple[tuple[int, ...], int, dict[str, object]], ...] = (
     ((2, 16, 9, 11), 24, {"kernel_size": 3, "padding": 1}),
     ((1, 32, 8, 8), 17, {"kernel_size": 1}),
@@ -209,9 +213,9 @@ def _few_row_cases() -> list[Case]:
             if i % 2 == 0 or j == 0:
                 full = (i + j) % 2 == 1
                 found.append(_linear_case(weight, "a16", pack, _LINEAR_INPUTS["a16"], (rows, k), n, full))
-    for i, (weight, rows, k, n) in enumerate(_HELD):
-        held = WEIGHTS[weight], _LINEAR_INPUTS["a16"], (rows, k), n, i % 2 == 0
-        found.append(_linear_case(weight, "a16", *held))
+    for i, (weight, rows, k, n) in enumerate(_WALKED):
+        rest = WEIGHTS[weight], _LINEAR_INPUTS["a16"], (rows, k), n, i % 2 == 0
+        found.append(_linear_case(weight, "a16", *rest))
     return found
 
 

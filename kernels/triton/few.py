@@ -24,7 +24,7 @@ MOST_CHUNKS = 4
 MOST_ROWS = 6
 """Rows that a warp asks for together: of as many chunks as that, half of them, for want of registers."""
 PROGRAMS = 264
-"""Programs that walk over rows: two for each processor of a Hopper."""
+"""Programs that walk over rows that are held whole: two for each processor of a Hopper."""
 PROJECT_ONE = {"PIECES": 4, "COLS": 128, "num_warps": 4}
 SINGLE = {"WARPS": 4, "maxnreg": 255}
 SEVERAL = {"WARPS": 8, "STAGES": 3}
@@ -113,12 +113,19 @@ def holds_tokens(x: Tensor, rows: Iterable[Tensor | None], group: int) -> bool:
 
     On a GPU it takes bfloat16 alone: float16 has not the exponents for inputs that are lifted.
     """
-    if len(x) > MOST_TOKENS or x.shape[1] > MOST_COLS or group != GROUP.value:
+    cols = x.shape[1]
+    if len(x) > MOST_TOKENS or cols > MOST_COLS or group != GROUP.value or cols % group:
         return False
     if x.is_cuda and x.dtype != torch.bfloat16:
         return False
+    place = x.get_device()
     return all(
-        each is None or not (each.data_ptr() % COPIED or each.stride(0) * each.element_size() % COPIED)
+        each is None
+        or (
+            each.get_device() == place
+            and each.is_contiguous()
+            and not (each.data_ptr() % COPIED or each.stride(0) * each.element_size() % COPIED)
+        )
         for each in rows
     )
 

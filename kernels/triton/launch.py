@@ -288,7 +288,8 @@ def gemv(
 ) -> Tensor:
     """Multiply few tokens [tokens, cols], of 16 bits, with packed rows: [tokens, outs]."""
     (tokens, cols), outs = x.shape, packed.shape[0]
-    if has_copy_engine(x) and few.holds_tokens(x, (packed, scale, offset), group):
+    whole = float(fixed_offset).is_integer()
+    if whole and has_copy_engine(x) and few.holds_tokens(x, (packed, scale, offset), group):
         return few.several(x, packed, scale, bits, zero=offset, fixed_offset=fixed_offset, bias=bias)
     out = torch.empty(tokens, outs, dtype=x.dtype, device=x.device)
     codes = CODES_PER_SLOT[bits]

@@ -33,7 +33,7 @@ PIECE = tl.constexpr(8)
 LIFT = tl.constexpr(60)
 """Power of two by which inputs are lifted: theirs and that of standing codes is that of float32 sums."""
 LOWERED = tl.constexpr(73)
-"""Power of two by which sums are too small: 133 of a standing code, less `LIFT`."""
+"""Power of two by which sums are too small (outputs below 2^-53 lose bits): 133 less `LIFT`."""
 
 
 @triton.constexpr_function
@@ -243,7 +243,7 @@ def several_kernel(
 
     Args:
         out: [tokens, outs].
-        x: bfloat16 [tokens, cols], at most TOKENS; magnitudes below 2^66.
+        x: bfloat16 [tokens, cols], at most TOKENS; columns in multiples of GROUP, magnitudes below 2^66.
         packed: descriptor of int16 [outs, row_words], blocks [ROWS, HELD * WARPS * GROUP / CODES]; of 3 bits
             with the plane of third bits, from word `plane` of a row on.
         third: of the same, with 3 bits: blocks [ROWS, HELD * WARPS * LANES].

@@ -37,6 +37,18 @@ def test_every_case_agrees_on_this_machine(device: str) -> None:
     assert all(1e-4 < one.error < TOLERANCE for one in found)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tokens_that_are_held_take_their_kernel() -> None:
+    from harness.kernels.triton import few, launch
+
+    if not launch.has_copy_engine(torch.empty(0, device="cuda")):
+        pytest.skip("needs compute capability 9.0")
+    chosen = [one for one in CASES if "16x3072" in one.name]
+    few._several.cache_clear()
+    assert [one.ok for one in check_parity("cuda", chosen)] == [True] * len(chosen)
+    assert few._several.cache_info().misses == len(chosen) > 0
+
+
 def test_cases_have_names_of_their_own_and_are_the_same_each_time() -> None:
     assert len({one.name for one in CASES}) == len(CASES)
     for one in CASES[::7]:

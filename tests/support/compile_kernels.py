@@ -196,7 +196,7 @@ def one_token(arch: int) -> Iterator[Case]:
         constants = {
             **both, "BITS": bits, "PER": 2, "STORED": bits < 4, "OFFSET": 8, "BIAS": branch, "BRANCH": branch,
             "PARTS": 12, "EVEN": branch, "NATIVE": True, "FLIP": single.ROWS_FIRST.value, "LONG": long,
-            "CHUNKS": 3, "ROWS": few.MOST_ROWS, **few.SINGLE,
+            "CHUNKS": 4 if long else 3, "ROWS": few.MOST_ROWS // (2 if long else 1), **few.SINGLE,
         }  # fmt: skip
         if bits == 3:  # as of a layer whose rows are walked over in one step
             constants["steps"] = 1
@@ -209,7 +209,7 @@ def several_tokens(arch: int) -> Iterator[Case]:
     if arch < COPYING:
         return
     warps, rows = few.SEVERAL["WARPS"], several.ROWS.value
-    for bits, tokens, chunks in ((4, 16, 6), (3, 16, 6), (2, 8, 1)):
+    for bits, tokens, chunks in ((4, 16, 6), (3, 16, 6), (2, 8, 2), (4, 8, 1)):
         held = triton.next_power_of_2(chunks) * warps
         signature = {
             "out": "*bf16", "x": "*bf16", "scale": f"tensordesc<fp16[{rows}, {held}]>", "bias": "*fp16",

@@ -265,7 +265,7 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     few._launches.cache_clear()
     monkeypatch.setattr(few, "PROGRAMS", 2)
     monkeypatch.setattr(few, "MOST_CHUNKS", 2)
-    monkeypatch.setattr(few, "MOST_ROWS", 2)
+    monkeypatch.setattr(few, "MOST_ROWS", 4)
     monkeypatch.setattr(few, "SINGLE", {"WARPS": 2})
     yield
     few._launches.cache_clear()

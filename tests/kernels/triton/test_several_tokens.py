@@ -83,6 +83,7 @@ def test_outputs_are_those_of_their_tokens_alone(held: list[tuple[int, ...]]) ->
     [
         (4, "narrow", 32, 3, 512),  # half a group for a warp
         (4, "narrow", None, 3, 512),
+        (4, "narrow", 64, 3, 480),  # the last group is not whole
         (4, "narrow", 64, 3, 576),  # scales of a row are not whole 16 bytes
         (2, "asymmetric", 64, 3, 512),  # nor are zero points
         (4, "narrow", 64, 3, 3584),  # more than registers hold
@@ -99,18 +100,26 @@ def test_what_is_not_held(
     assert relative(y.float(), layer.reference(x.float())) < 4e-4
 
 
-def test_float16_is_not_lifted_on_a_gpu() -> None:
+def test_what_is_not_held_on_a_gpu() -> None:
     from harness.kernels.triton import few
 
     class OnGpu:
         is_cuda, shape = True, (2, 512)
 
-        def __init__(self, dtype: torch.dtype) -> None:
-            self.dtype = dtype
+        def __init__(self, dtype: torch.dtype, device: int) -> None:
+            self.dtype, self.device = dtype, device
 
         def __len__(self) -> int:
             return self.shape[0]
 
-    rows = (torch.zeros(3, 256, dtype=torch.uint8), torch.zeros(3, 8, dtype=torch.float16), None)
-    assert few.holds_tokens(OnGpu(torch.bfloat16), rows, 64)  # type: ignore[arg-type]
-    assert not few.holds_tokens(OnGpu(torch.float16), rows, 64)  # type: ignore[arg-type]
+        def get_device(self) -> int:
+            return self.device
+
+    def holds(dtype: torch.dtype, device: int) -> bool:
+        rows = (torch.zeros(3, 256, dtype=torch.uint8), torch.zeros(3, 8, dtype=torch.float16), None)
+        return few.holds_tokens(OnGpu(dtype, device), rows, 64)  # type: ignore[arg-type]
+
+    beside, elsewhere = -1, 0  # of rows that are on the CPU
+    assert holds(torch.bfloat16, beside)
+    assert not holds(torch.float16, beside)  # which is not lifted
+    assert not holds(torch.bfloat16, elsewhere)  # where no descriptor says that a kernel cannot read
