@@ -7,13 +7,12 @@ import torch
 from interpreter import needs_interpreter, normal
 from torch import Tensor
 
+from harness.conformance.packed import uniform_weight
 from harness.kernels import dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.gelu import LinearAfterGelu
 from harness.kernels.layers import PackedLinear
-from harness.kernels.quantizers.uniform import quantize_uniform
-from harness.kernels.weights import UniformWeight
 
 IN, LEADING, OUT = 192, 64, 24
 ROADS = ["reference", "fp8", "int8", "expand", "gemv", "int8 bare"]
@@ -22,12 +21,12 @@ ROADS = ["reference", "fp8", "int8", "expand", "gemv", "int8 bare"]
 def layer_for(road: str) -> PackedLinear:
     scales = "integer" if road.startswith("int8") else "e8m0" if road in {"reference", "fp8"} else "float"
     act = None if road == "gemv" else ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
-    codes = quantize_uniform(normal(OUT, IN), 4, grid="narrow", group=64, scale_format=scales)
+    weight = uniform_weight(normal(OUT, IN), 4, "narrow", 64, scales)
     branch = (
         None if road == "int8 bare" else LowRankBranch(0.1 * normal(5, IN, seed=2), normal(OUT, 5, seed=3))
     )
     return PackedLinear(
-        UniformWeight.pack(codes, 4, "narrow", 64), bias=normal(OUT, seed=4), act=act,
+        weight, bias=normal(OUT, seed=4), act=act,
         smooth=normal(IN, seed=1).abs() + 0.5, branch=branch,
     ).eval()  # fmt: skip
 

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import profile
 
+from harness.conformance.packed import uniform_weight
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.layers import PackedLinear
-from harness.kernels.quantizers.uniform import quantize_uniform
-from harness.kernels.weights import UniformWeight
 
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("the_kernels")]
 ROADS = ["int8", "int8 tokens", "fp8", "fp8 appended", "gemv", "gemv token", "expand"]
@@ -31,24 +30,18 @@ OPS = {
 }
 
 
-def uniform(bits: int, group: int | None, scales: str = "float", seed: int = 0) -> UniformWeight:
-    codes = quantize_uniform(
-        normal(20, 128, seed=seed), bits, grid="narrow", group=group, scale_format=scales
-    )
-    return UniformWeight.pack(codes, bits, "narrow", group)
-
-
 def layer_of(road: str, seed: int = 0) -> PackedLinear:
+    w = normal(20, 128, seed=seed)
     parts: dict[str, Any] = {"bias": normal(20, seed=seed + 1)}
     if road in {"gemv", "gemv token", "expand"}:
-        return PackedLinear(uniform(4, 64, seed=seed), **parts)
+        return PackedLinear(uniform_weight(w, 4, "narrow", 64), **parts)
     parts["branch"] = LowRankBranch(0.1 * normal(5, 128, seed=seed + 2), 0.3 * normal(20, 5, seed=seed + 3))
     parts["smooth"] = normal(128, seed=seed + 4).abs() + 0.5
     if road == "int8 tokens":
-        return PackedLinear(uniform(3, None, seed=seed), act=ActQuantizer(8), **parts)
+        return PackedLinear(uniform_weight(w, 3, "narrow", None), act=ActQuantizer(8), **parts)
     scales = "integer" if road == "int8" else "e8m0"
     act = ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
-    return PackedLinear(uniform(4, 64, scales, seed), act=act, **parts)
+    return PackedLinear(uniform_weight(w, 4, "narrow", 64, scales), act=act, **parts)
 
 
 def input_of(road: str) -> Tensor:

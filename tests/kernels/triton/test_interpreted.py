@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from interpreter import needs_interpreter, normal, relative, uniform
+from interpreter import needs_interpreter, normal
 from seen_ops import Seen
 from torch import Tensor, nn
 
+from harness.conformance.definition import relative_error
+from harness.conformance.packed import uniform_weight
 from harness.kernels import coded, dispatch
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
@@ -41,13 +43,13 @@ def test_uniform_weights_expand_to_what_they_decode_to(bits: int, cols: int) -> 
         if bits == 1 and grid == "narrow":
             continue
         for group in (None, "tensor", 20):
-            weight = uniform(w, bits, grid, group)
+            weight = uniform_weight(w, bits, grid, group)
             assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), (grid, group)
 
 
 def test_planes_of_three_bits_end_anywhere() -> None:
     for cols in (1, 4, 5, 8, 9, 13, 121, 128):
-        weight = uniform(normal(5, cols), 3, "asymmetric", None)
+        weight = uniform_weight(normal(5, cols), 3, "asymmetric", None)
         assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), cols
 
 
@@ -57,7 +59,13 @@ def test_other_weights_expand_to_what_they_decode_to() -> None:
     weights: list[PackedWeight] = [NormalFloatWeight.pack(quantize_normal_float(w, b), b) for b in (2, 3, 4)]
     weights += [BinaryPlanesWeight.pack(fit_binary_planes(w, planes)) for planes in (1, 2, 3)]
     weights.append(Nvfp4Weight.pack(quantize_nvfp4(w)))
-    weights.append(mixed(w, uniform(w[~picked], 2), BinaryPlanesWeight.pack(fit_binary_planes(w[picked], 2))))
+    weights.append(
+        mixed(
+            w,
+            uniform_weight(w[~picked], 2, "asymmetric", None),
+            BinaryPlanesWeight.pack(fit_binary_planes(w[picked], 2)),
+        )
+    )
     for weight in weights:
         assert torch.equal(float_weight(weight, torch.float32), weight.dequantize()), weight.kind
 
@@ -66,7 +74,7 @@ def test_other_weights_expand_to_what_they_decode_to() -> None:
 @pytest.mark.parametrize("grid", ["asymmetric", "narrow", "midrise"])
 def test_units_are_exact(scale_format: str, dtype: torch.dtype, grid: str) -> None:
     for bits in (2, 3) if grid == "midrise" and scale_format == "e8m0" else (2, 3, 4):
-        weight = uniform(normal(9, 150), bits, grid, 64, scale_format)
+        weight = uniform_weight(normal(9, 150), bits, grid, 64, scale_format)
         found = units_weight(weight, dtype)
         assert found is not None
         units, scale = found()
@@ -77,7 +85,9 @@ def test_units_are_exact(scale_format: str, dtype: torch.dtype, grid: str) -> No
 def test_units_of_mixed_rows() -> None:
     w = normal(12, 70)
     picked = torch.arange(12) % 3 == 0
-    weight = mixed(w, uniform(w[~picked], 2), uniform(w[picked], 4, "narrow"))
+    weight = mixed(
+        w, uniform_weight(w[~picked], 2, "asymmetric", None), uniform_weight(w[picked], 4, "narrow", None)
+    )
     found = units_weight(weight, torch.int8)
     assert found is not None
     units, scale = found()
@@ -87,10 +97,10 @@ def test_units_of_mixed_rows() -> None:
 def test_weights_without_units_are_not_given_any() -> None:
     w = normal(6, 64)
     for weight in (
-        uniform(w, 4, "affine"),
-        uniform(w, 4, "narrow", 32),
-        uniform(w, 8),
-        uniform(w, 8, "midrise"),
+        uniform_weight(w, 4, "affine", None),
+        uniform_weight(w, 4, "narrow", 32),
+        uniform_weight(w, 8, "asymmetric", None),
+        uniform_weight(w, 8, "midrise", None),
     ):
         assert units_weight(weight, torch.int8) is None
 
@@ -130,12 +140,16 @@ def layers(w: Tensor) -> dict[str, PackedLinear]:
     static = ActQuantizer(8, "tensor", "static", range=torch.tensor([-3.0, 4.0]))
     all_parts = {"bias": bias, "smooth": smooth, "branch": branch}
     return {
-        "int8": PackedLinear(uniform(w, 4, "narrow", 64, "integer"), act=integer, **all_parts),
-        "int8 tokens": PackedLinear(uniform(w, 3), act=ActQuantizer(8), **all_parts),
-        "int8 static": PackedLinear(uniform(w, 2), act=static, bias=bias),
-        "int8 sample": PackedLinear(uniform(w, 2, "midrise"), act=ActQuantizer(6, "tensor"), smooth=smooth),
-        "fp8": PackedLinear(uniform(w, 4, "narrow", 64, "e8m0"), act=power, **all_parts),
-        "expand": PackedLinear(uniform(w, 4, "narrow", 64), act=ActQuantizer(4, "group"), **all_parts),
+        "int8": PackedLinear(uniform_weight(w, 4, "narrow", 64, "integer"), act=integer, **all_parts),
+        "int8 tokens": PackedLinear(
+            uniform_weight(w, 3, "asymmetric", None), act=ActQuantizer(8), **all_parts
+        ),
+        "int8 static": PackedLinear(uniform_weight(w, 2, "asymmetric", None), act=static, bias=bias),
+        "int8 sample": PackedLinear(
+            uniform_weight(w, 2, "midrise", None), act=ActQuantizer(6, "tensor"), smooth=smooth
+        ),
+        "fp8": PackedLinear(uniform_weight(w, 4, "narrow", 64, "e8m0"), act=power, **all_parts),
+        "expand": PackedLinear(uniform_weight(w, 4, "narrow", 64), act=ActQuantizer(4, "group"), **all_parts),
         "expand weight-only": PackedLinear(NormalFloatWeight.pack(quantize_normal_float(w, 4), 4), bias=bias),
     }
 
@@ -148,7 +162,7 @@ def test_linear_roads(name: str) -> None:
         y, again = layer(x), layer(x)
     assert layer.road_taken == name.split(maxsplit=1)[0]
     assert torch.equal(y, again)
-    assert relative(y, layer.reference(x)) < 1e-5
+    assert relative_error(y, layer.reference(x)) < 1e-5
 
 
 def in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +195,7 @@ def test_a_branch_in_columns_of_float8(name: str, outliers: bool, monkeypatch: p
     w, branch = branches(normal(36, 192))[name]
     act = ActQuantizer(4, "group", "dynamic", True, scale_format="e8m0")
     smooth = torch.rand(192, generator=torch.Generator().manual_seed(4)) + 0.5
-    weight = uniform(w, 4, "narrow", 64, "e8m0")
+    weight = uniform_weight(w, 4, "narrow", 64, "e8m0")
     layer = PackedLinear(weight, bias=normal(36, seed=5), act=act, smooth=smooth, branch=branch)
     x = normal(7, 192, seed=6) * torch.exp(3 * normal(7, 1, seed=7))
     x[4] = 0
@@ -208,7 +222,7 @@ def test_float8_units_keep_every_code(grid: str, bits: int) -> None:
     if grid == "midrise" and bits == 4:
         pytest.skip("its half steps reach 15 units")
     for cols, group in ((150, 64), (72, 8)):
-        weight = uniform(normal(9, cols), bits, grid, group, "e8m0")
+        weight = uniform_weight(normal(9, cols), bits, grid, group, "e8m0")
         found = float8_codes(weight)
         assert found is not None
         bias = normal(9).half()
@@ -228,7 +242,7 @@ def test_the_vendors_product(appended: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(launch, "has_vendor_product", lambda codes, *_: codes.dtype == torch.float8_e4m3fn)
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
-    assert relative(y, layer.reference(x)) < (1e-3 if appended else 1e-5)
+    assert relative_error(y, layer.reference(x)) < (1e-3 if appended else 1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -248,13 +262,13 @@ def test_a_branch_in_columns_compiled_in_one_graph(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("grid", "group"), [("asymmetric", 64), ("narrow", 32), ("asymmetric", None)])
 @pytest.mark.parametrize("tokens", [3, 16])
 def test_few_tokens(bits: int, grid: str, group: int | None, tokens: int) -> None:
-    layer = PackedLinear(uniform(normal(21, 704), bits, grid, group), bias=normal(21, seed=1))
+    layer = PackedLinear(uniform_weight(normal(21, 704), bits, grid, group), bias=normal(21, seed=1))
     x = normal(tokens, 704, seed=2).half()
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
     assert layer.road_taken == "gemv"
     # A weight is rounded to 11 bits once, and so is the output.
-    assert relative(y.float(), layer.reference(x.float())) < 4e-4
+    assert relative_error(y.float(), layer.reference(x.float())) < 4e-4
 
 
 @pytest.fixture
@@ -283,7 +297,7 @@ def test_one_token(bits: int, cols: int, group: int | None, rank: int) -> None:
     grid = "narrow" if rank == 5 else "asymmetric"
     branch = LowRankBranch(normal(rank, cols, seed=3), normal(13, rank, seed=4)) if rank else None
     smooth = normal(cols, seed=5).abs() + 0.5 if rank == 40 else None
-    weight = uniform(normal(13, cols), bits, grid, group)
+    weight = uniform_weight(normal(13, cols), bits, grid, group)
     layer = PackedLinear(weight, bias=normal(13, seed=1), branch=branch, smooth=smooth)
     x = (normal(1, 2, cols, seed=2) * torch.exp(2 * normal(1, 1, cols, seed=6))).half()
     with torch.no_grad(), dispatch.use_backend("triton"), Seen() as seen:
@@ -291,11 +305,14 @@ def test_one_token(bits: int, cols: int, group: int | None, rank: int) -> None:
     assert layer.road_taken == "gemv"
     assert seen.names == ["single"]
     # The output is rounded to 11 bits; the input's integers have 16.
-    assert relative(y.float(), layer.reference(x[:, 1].float())) < 4e-4
+    assert relative_error(y.float(), layer.reference(x[:, 1].float())) < 4e-4
 
 
 def test_one_token_is_off_by_no_more_than_the_last_bit_of_its_integers() -> None:
-    layer, x = PackedLinear(uniform(normal(21, 192), 4, "narrow", 64)), 0.1 * normal(1, 192, seed=2).half()
+    layer, x = (
+        PackedLinear(uniform_weight(normal(21, 192), 4, "narrow", 64)),
+        0.1 * normal(1, 192, seed=2).half(),
+    )
     x[0, [3, 100]] = torch.tensor([3e3, -7e2]).half()  # outliers, that take the others' bits
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
@@ -308,7 +325,7 @@ def test_one_token_is_off_by_no_more_than_the_last_bit_of_its_integers() -> None
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_one_token_that_is_not_finite_shows(value: float) -> None:
-    layer, x = PackedLinear(uniform(normal(21, 192), 4, "narrow", 64)), torch.zeros(1, 192).half()
+    layer, x = PackedLinear(uniform_weight(normal(21, 192), 4, "narrow", 64)), torch.zeros(1, 192).half()
     with torch.no_grad(), dispatch.use_backend("triton"):
         assert torch.equal(layer(x), torch.zeros(1, 21).half())
         x[0, 180] = value
@@ -317,40 +334,42 @@ def test_one_token_that_is_not_finite_shows(value: float) -> None:
 
 def test_few_tokens_that_the_kernel_does_not_take() -> None:
     x = normal(2, 192, seed=2)
-    half_steps = PackedLinear(uniform(normal(21, 192), 4, "midrise", 64))
-    uneven = PackedLinear(uniform(normal(21, 192), 4, "narrow", 48))
-    plain = PackedLinear(uniform(normal(21, 192), 4, "narrow", 64))
+    half_steps = PackedLinear(uniform_weight(normal(21, 192), 4, "midrise", 64))
+    uneven = PackedLinear(uniform_weight(normal(21, 192), 4, "narrow", 48))
+    plain = PackedLinear(uniform_weight(normal(21, 192), 4, "narrow", 64))
     with torch.no_grad(), dispatch.use_backend("triton"):
         for layer, values in ((half_steps, x.half()), (uneven, x.half()), (plain, x)):
             y = layer(values)
             assert layer.road_taken == "expand"
-            assert relative(y.float(), layer.reference(values.float())) < 1e-3
+            assert relative_error(y.float(), layer.reference(values.float())) < 1e-3
 
 
 def test_convolutions_expand() -> None:
     conv = nn.Conv2d(12, 20, 3, padding=1, stride=2)
     branch = LowRankBranch(0.1 * normal(4, 108), 0.3 * normal(20, 4))
     layer = PackedConv2d.like(
-        conv, uniform(conv.weight.detach().flatten(1), 3, group=27), act=ActQuantizer(8, "tensor"),
-        smooth=torch.rand(12) + 0.5, branch=branch,
+        conv, uniform_weight(conv.weight.detach().flatten(1), 3, "asymmetric", 27),
+        act=ActQuantizer(8, "tensor"), smooth=torch.rand(12) + 0.5, branch=branch,
     )  # fmt: skip
     x = normal(2, 12, 9, 9)
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
     assert layer.road_taken == "expand"
-    assert relative(y, layer.reference(x)) < 1e-5
+    assert relative_error(y, layer.reference(x)) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(12, 9, 9), (2, 12, 9, 9)])
 def test_convolutions_with_a_branch_keep_batch_and_layout(shape: tuple[int, ...]) -> None:
     conv = nn.Conv2d(12, 20, 3, padding=1)
     branch = LowRankBranch(0.1 * normal(4, 108), 0.3 * normal(20, 4))
-    layer = PackedConv2d.like(conv, uniform(conv.weight.detach().flatten(1), 4, group=27), branch=branch)
+    layer = PackedConv2d.like(
+        conv, uniform_weight(conv.weight.detach().flatten(1), 4, "asymmetric", 27), branch=branch
+    )
     x = normal(*shape)
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
-    assert relative(y, layer.reference(x)) < 1e-5
+    assert relative_error(y, layer.reference(x)) < 1e-5
     assert y.dim() == 3 or y.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -422,7 +441,7 @@ def test_activations_are_applied_while_quantizing(leading: int, monkeypatch: pyt
     projected, other = (
         each.float().view(37, 4, 16)[:, :2].sum(1) for each in (codes[:, 320:], wanted[0][:, 320:])
     )
-    assert relative(projected, other) < 4e-3
+    assert relative_error(projected, other) < 4e-3
 
 
 def test_inputs_that_kernels_do_not_read_in_parts_are_put_together() -> None:
@@ -468,7 +487,7 @@ def test_a_projection_that_holds_its_factor(append: bool, monkeypatch: pytest.Mo
             if append:
                 assert torch.equal(last[:12], 2 ** torch.floor(torch.log2(63 / down.float().abs().sum(1))))
                 last = codes[:, 200:].float().view(75, 4, 16)[:, :2].sum(1) * scale / last
-            assert relative(last[:, :12], x.double() @ factor.T) < 4e-3
+            assert relative_error(last[:, :12], x.double() @ factor.T) < 4e-3
     finally:
         for each in launches:
             each.cache_clear()

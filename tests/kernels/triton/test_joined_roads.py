@@ -11,12 +11,11 @@ from seen_ops import Seen
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from harness.conformance.packed import uniform_weight
 from harness.kernels.activations import ActQuantizer
 from harness.kernels.branch import LowRankBranch
 from harness.kernels.joined import JoinedLinear, join_linear
 from harness.kernels.layers import PackedLinear
-from harness.kernels.quantizers.uniform import quantize_uniform
-from harness.kernels.weights import UniformWeight
 
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("the_kernels")]
 IN, OUT = 128, 48
@@ -38,17 +37,12 @@ def joined_for(road: str) -> JoinedLinear:
     tokens = road == "int8 tokens"
     act = ActQuantizer(8) if tokens else ActQuantizer(4, "group", "dynamic", True, scale_format=scales)
     smooth, down = normal(IN, seed=1).abs() + 0.5, 0.1 * normal(5, IN, seed=2)
+    numbers = (3, "asymmetric", None, "float") if tokens else (4, "narrow", 64, scales)
     parts = []
     for seed in (10, 20, 30):
-        group = None if tokens else 64
-        grid = "asymmetric" if tokens else "narrow"
-        codes = quantize_uniform(
-            normal(OUT, IN, seed=seed), 3 if tokens else 4, grid=grid, group=group,
-            scale_format="float" if tokens else scales,
-        )  # fmt: skip
         parts.append(
             PackedLinear(
-                UniformWeight.pack(codes, 3 if tokens else 4, grid, group),
+                uniform_weight(normal(OUT, IN, seed=seed), *numbers),
                 bias=None if road == "fp8 bare" else normal(OUT, seed=seed + 1),
                 act=act if coded else None,
                 smooth=smooth,

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import needs_interpreter, normal, relative, uniform
+from interpreter import needs_interpreter, normal
 from torch import Tensor
 
+from harness.conformance.definition import relative_error
+from harness.conformance.packed import uniform_weight
 from harness.kernels import dispatch
 from harness.kernels.layers import PackedLinear
 
@@ -48,17 +50,17 @@ def test_held_tokens(
     bits: int, grid: str, cols: int, tokens: int, outs: int, held: list[tuple[int, ...]]
 ) -> None:
     bias = normal(outs, seed=1) if outs > 16 else None
-    layer = PackedLinear(uniform(normal(outs, cols), bits, grid, 64), bias=bias)
+    layer = PackedLinear(uniform_weight(normal(outs, cols), bits, grid, 64), bias=bias)
     x = normal(tokens, cols, seed=2).half()
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
     assert (layer.road_taken, held) == ("gemv", [(tokens, cols)])
     # No weight is rounded: what is left is the output's 11 bits.
-    assert relative(y.float(), layer.reference(x.float())) < 4e-4
+    assert relative_error(y.float(), layer.reference(x.float())) < 4e-4
 
 
 def test_held_tokens_in_another_layout(held: list[tuple[int, ...]]) -> None:
-    layer = PackedLinear(uniform(normal(21, 512), 4, "narrow", 64))
+    layer = PackedLinear(uniform_weight(normal(21, 512), 4, "narrow", 64))
     x = normal(512, 3, seed=2).half().t()
     with torch.no_grad(), dispatch.use_backend("triton"):
         assert torch.equal(layer(x), layer(x.contiguous()))
@@ -66,7 +68,7 @@ def test_held_tokens_in_another_layout(held: list[tuple[int, ...]]) -> None:
 
 
 def test_outputs_are_those_of_their_tokens_alone(held: list[tuple[int, ...]]) -> None:
-    layer = PackedLinear(uniform(normal(21, 1024), 2, "asymmetric", 64))
+    layer = PackedLinear(uniform_weight(normal(21, 1024), 2, "asymmetric", 64))
     x = normal(16, 1024, seed=2).half()
     with torch.no_grad(), dispatch.use_backend("triton"):
         whole = layer(x)
@@ -92,12 +94,12 @@ def test_outputs_are_those_of_their_tokens_alone(held: list[tuple[int, ...]]) ->
 def test_what_is_not_held(
     bits: int, grid: str, group: int | None, tokens: int, cols: int, held: list[tuple[int, ...]]
 ) -> None:
-    layer = PackedLinear(uniform(normal(21, cols), bits, grid, group))
+    layer = PackedLinear(uniform_weight(normal(21, cols), bits, grid, group))
     x = normal(tokens, cols, seed=2).half()
     with torch.no_grad(), dispatch.use_backend("triton"):
         y = layer(x)
     assert (layer.road_taken, held) == ("gemv", [])
-    assert relative(y.float(), layer.reference(x.float())) < 4e-4
+    assert relative_error(y.float(), layer.reference(x.float())) < 4e-4
 
 
 def test_what_is_not_held_on_a_gpu() -> None:
