@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from harness.kernels.triton.project import after_others
-from harness.kernels.triton.token import LANES, RUN, along, apart, dot, fields_of, integers
+from harness.kernels.triton.token import LANES, RUN, along, apart, dot, integers
 
 ROWS_FIRST = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
 """Whether Triton gives the lanes of a warp to the first of two axes that are alike to it, not the last.
@@ -34,68 +34,93 @@ def words_of(bits):
 
 
 @triton.constexpr_function
-def dot_asm(field, bits):
-    """Instructions: mask one code in each byte and add its products with both bytes of the inputs."""
-    wide, mask = (4, 0x0F0F0F0F) if bits == 4 else (2, 0x03030303)
-    move = f"shr.b32 t, $2, {wide * field};" if field else "mov.b32 t, $2;"
-    if bits != 3:
-        take, first = f"and.b32 t, t, {mask};", 3
-    else:
-        up = 2 - field
-        third = f"shl.b32 u, $3, {up};" if up > 0 else f"shr.b32 u, $3, {-up};" if up else "mov.b32 u, $3;"
-        take, first = f"{third} and.b32 u, u, {0x04040404}; lop3.b32 t, t, {mask}, u, 0xEA;", 4
-    high, low, total, rest = (f"${first + i}" for i in range(4))
-    products = f"dp4a.u32.s32 $0, t, {high}, {total}; dp4a.u32.u32 $1, t, {low}, {rest};"
-    return f"{{ .reg .b32 t, u; {move} {take} {products} }}"
+def mask_of(half, bits):
+    """Bits of one code in each byte, which has two nibbles with a code at the bottom of each."""
+    return (((1 << bits) - 1) << (4 * half)) * 0x01010101
 
 
 @triton.constexpr_function
-def nibbles_asm(half):
-    """Instructions: both bytes of a half word, each twice."""
-    return f"prmt.b32 $0, $1, 0, {0x3322 if half else 0x1100};"
+def dot_asm(half, bits):
+    """Instructions: mask one code in each byte and add its products with both bytes of the inputs."""
+    products = "dp4a.u32.s32 $0, t, $3, $5; dp4a.u32.u32 $1, t, $4, $6;"
+    mask = mask_of(half, bits)
+    return f"{{ .reg .b32 t; and.b32 t, $2, {mask}; {products} }}"
+
+
+@triton.constexpr_function
+def nibbles_asm():
+    """Instructions: put planes of 32 codes of 3 bits together in nibbles, $4 and $5 of two bits, $6 of one.
+
+    Bytes 0, 2, 4 and 6 of the first have their third bits in the lower halves of the bytes of the second, the
+    others in the upper halves. Each half is spread to bits 2, 3, 6 and 7 of its byte: bits 2 and 6 belong to
+    the even codes, the other two, one bit further down, to the odd ones. What is left over is masked later.
+    """
+    low, two = 0x0F0F0F0F, 0x33333333  # 0xE2 below: bits of the first where these are set, else of the third
+    lines = ["prmt.b32 a, $4, $5, 0x6420;", "shl.b32 u, $6, 2;", "shl.b32 v, $6, 4;"]
+    for even, odd, upper in (("$0", "$1", "v"), ("$2", "$3", "$6")):
+        lines += [
+            f"lop3.b32 u, u, {low}, {upper}, 0xE2;",
+            f"lop3.b32 {even}, a, {two}, u, 0xE2;",
+            "shr.b32 a, a, 2;",
+            "shr.b32 u, u, 1;",
+            f"lop3.b32 {odd}, a, {two}, u, 0xE2;",
+        ]
+        if even == "$0":
+            lines += ["prmt.b32 a, $4, $5, 0x7531;", "shr.b32 u, $6, 2;"]
+    return f"{{ .reg .b32 a, u, v; {' '.join(lines)} }}"
+
+
+@triton.jit
+def nibbles(words, third, BITS: tl.constexpr, NATIVE: tl.constexpr):
+    """Return 32 codes as the nibbles of four words, see `column_of`; above a code bits are anything's.
+
+    Args:
+        words: int32: codes, of 3 bits their plane of two.
+        third: int32, with 3 bits: the plane of one.
+    """
+    if BITS == 4:
+        return words
+    elif BITS == 2:
+        return words[0], words[0] >> 2, words[1], words[1] >> 2
+    elif NATIVE:
+        return tl.inline_asm_elementwise(
+            nibbles_asm(), "=&r,=&r,=&r,=&r,r,r,r", [words[0], words[1], third],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        low: tl.constexpr = 0x33333333
+        result = ()
+        for part in tl.static_range(2):
+            codes = tl.zeros_like(third)
+            for byte in tl.static_range(4):
+                source = words[byte // 2] >> (16 * (byte % 2) + 8 * part)
+                codes |= (source & 0xFF) << (8 * byte)
+            high = third >> (4 * part)
+            even = (high & 0x01010101) << 2 | (high & 0x04040404) << 4
+            odd = (high & 0x02020202) << 1 | (high & 0x08080808) << 3
+            result = result + (codes & low | even, (codes >> 2) & low | odd)
+        return result
 
 
 @triton.jit
 def added(
-    word, third, high, low, total, rest,
-    FIELD: tl.constexpr, BITS: tl.constexpr, NATIVE: tl.constexpr,
+    word, high, low, total, rest,
+    HALF: tl.constexpr, BITS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Add products of one code per byte of a word to the sums with the high and the low bytes of inputs.
+    """Add products of the codes in the lower or the upper nibbles to sums with the bytes of their inputs.
 
     Args:
-        word: int32: codes, of 3 bits their plane of two.
-        third: int32, with 3 bits: `nibbles` of the plane of one.
+        word: int32, of `nibbles`; upper ones count 16 times.
         high: int32: high bytes of the inputs of those codes; low alike.
     """
     if NATIVE:
-        if BITS == 3:
-            return tl.inline_asm_elementwise(
-                dot_asm(FIELD, BITS), "=&r,=r,r,r,r,r,r,r", [word, third, high, low, total, rest],
-                dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
-            )  # fmt: skip
-        else:
-            return tl.inline_asm_elementwise(
-                dot_asm(FIELD, BITS), "=&r,=r,r,r,r,r,r", [word, high, low, total, rest],
-                dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
-            )  # fmt: skip
+        return tl.inline_asm_elementwise(
+            dot_asm(HALF, BITS), "=&r,=r,r,r,r,r,r", [word, high, low, total, rest],
+            dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
+        )  # fmt: skip
     else:
-        codes = (word >> ((4 if BITS == 4 else 2) * FIELD)) & (0x0F0F0F0F if BITS == 4 else 0x03030303)
-        if BITS == 3:
-            codes |= ((third >> FIELD) & 0x01010101) << 2
+        codes = ((word >> (4 * HALF)) & mask_of(0, BITS)) << (4 * HALF)
         return total + dot(codes, high, True), rest + dot(codes, low, False)
-
-
-@triton.jit
-def nibbles(plane, HALF: tl.constexpr, NATIVE: tl.constexpr):
-    """Put the four nibbles of half a word into four bytes."""
-    if NATIVE:
-        pairs = tl.inline_asm_elementwise(
-            nibbles_asm(HALF), "=r,r", [plane], dtype=tl.int32, is_pure=True, pack=1
-        )
-    else:
-        half = (plane >> (16 * HALF)) & 0xFFFF
-        pairs = (half & 0xFF) * 0x101 | ((half >> 8) & 0xFF) * 0x1010000
-    return (pairs & 0x000F000F) | ((pairs >> 4) & 0x0F000F00)
 
 
 @triton.jit
@@ -175,7 +200,6 @@ def multiplied(
 ):  # fmt: skip
     """Add the products of what was `asked` for with the token's `integers`, by chunk, to the sum of a row."""
     words: tl.constexpr = words_of(BITS)
-    fields: tl.constexpr = fields_of(BITS)
     tiles, thirds, scales, zeros, _shifts, _factors = held
     result = ()
     for index in tl.static_range(ROWS):
@@ -183,22 +207,24 @@ def multiplied(
         for chunk in tl.static_range(CHUNKS):
             bytes_, unit, whole = token[chunk]
             first = tl.zeros((TALL, WIDE), tl.int32)
+            upper_first, upper_rest = first, first
             if STORED:
                 rest = zeros[index * CHUNKS + chunk].to(tl.int32) * -whole
             else:
                 rest = whole * -OFFSET
-            codes = apart(tiles[index * CHUNKS + chunk], TALL, WIDE, words)
-            for word in tl.static_range(words):
-                third = codes[word]
-                if BITS == 3:
-                    third = nibbles(thirds[index * CHUNKS + chunk], word, NATIVE)
-                for field in tl.static_range(fields):
-                    first, rest = added(
-                        codes[word], third, bytes_[2 * (word * fields + field)],
-                        bytes_[2 * (word * fields + field) + 1], first, rest, field, BITS, NATIVE,
-                    )  # fmt: skip
+            third = thirds[index * CHUNKS + chunk] if BITS == 3 else whole
+            codes = nibbles(apart(tiles[index * CHUNKS + chunk], TALL, WIDE, words), third, BITS, NATIVE)
+            for word in tl.static_range(4):
+                first, rest = added(
+                    codes[word], bytes_[4 * word], bytes_[4 * word + 1], first, rest, 0, BITS, NATIVE
+                )
+                upper_first, upper_rest = added(
+                    codes[word], bytes_[4 * word + 2], bytes_[4 * word + 3], upper_first, upper_rest, 1, BITS,
+                    NATIVE,
+                )  # fmt: skip
+            both = first * 256 + rest + ((upper_first * 256 + upper_rest) >> 4)
             scaled = scales[index * CHUNKS + chunk].to(tl.float32) * unit
-            total += (first * 256 + rest).to(tl.float32) * scaled
+            total += both.to(tl.float32) * scaled
         result = result + (total,)
     return result
 

@@ -20,16 +20,17 @@ ROUNDED = tl.constexpr(12582912.0)
 
 
 @triton.constexpr_function
-def fields_of(bits):
-    """Codes of a byte, of 3 bits in their plane of two."""
-    return 2 if bits == 4 else 4
-
-
-@triton.constexpr_function
 def column_of(index, byte, bits):
-    """Column of a lane whose code is that byte of field `index % fields` of word `index // fields`."""
-    fields = 2 if bits == 4 else 4
-    return index // fields * (4 * fields) + byte * fields + index % fields
+    """Column of a lane whose code is in that byte of word `index // 2` of nibbles, the upper at odd `index`.
+
+    Words of nibbles: of 4 bits, those of the row; else the even and then the odd codes of a word, of 3 bits
+    of every other byte of two words.
+    """
+    word, half = index // 2, index % 2
+    if bits == 4:
+        return 8 * word + 2 * byte + half
+    code = word % 2 + 2 * half
+    return 16 * (word // 2) + 4 * byte + code if bits == 2 else 8 * byte + 4 * (word // 2) + code
 
 
 @triton.jit
@@ -119,7 +120,7 @@ def integers(
     """Make RUN columns of the token integers in each lane, from column `first` [TALL, WIDE] on.
 
     Returns:
-        int32 words of high and of low bytes in turn, by word of codes and field; what one unit is worth,
+        int32 words of high and of low bytes in turn, see `column_of`; what one unit is worth,
         float32; the sum of the integers, int32: all [TALL, WIDE].
     """
     values = ()

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from harness.kernels.triton import gemv, several
+from harness.kernels.triton import gemv, several, single, token
 
 ONE = {"bfloat16": 0x4300, "float16": 0x6400}
 """Bits of 128 and of 1024, in whose mantissas the lowest bit is worth one."""
@@ -100,6 +100,24 @@ def test_codes_that_stand(bits: int, p: int) -> None:
                 code += 4 * (high[slot] >> p & 1)
             assert found["$0"] >> 16 * slot & 0xFFFF == code << at
             assert code << at < 256  # a byte alone: linear up to the lowest bit of bfloat16's exponent
+
+
+def test_nibbles_of_three_bits() -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        codes = [draw.getrandbits(3) for _ in range(32)]
+        low = sum((code & 3) << 2 * column for column, code in enumerate(codes))
+        high = sum((code >> 2) << column for column, code in enumerate(codes))
+        given = {"$4": low & 0xFFFFFFFF, "$5": low >> 32, "$6": high}
+        found = carry_out(single.nibbles_asm(), given)
+        met = []
+        for index in range(8):
+            for byte in range(4):
+                column = token.column_of(index, byte, 3)
+                in_byte = found[f"${index // 2}"] & single.mask_of(index % 2, 3)
+                assert in_byte >> 8 * byte + 4 * (index % 2) & 0xF == codes[column]
+                met.append(column)
+        assert sorted(met) == list(range(32))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
