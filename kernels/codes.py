@@ -34,9 +34,12 @@ class ActCodes:
     group: int | None
     multiplier: Tensor | None = None
 
-    def values(self) -> Tensor:
-        """Return what the codes stand for, bit for bit what the quantizer's forward returns: float32."""
-        values = self.products.to(torch.float32)
+    def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return what the codes stand for: in float32 bit for bit what the quantizer's forward returns.
+
+        In float64 nothing is rounded, unless there is a shift.
+        """
+        values = self.products.to(dtype)
         if self.offset is not None:
             values = values + self._spread(self.offset)
         values = values * self._spread(self.scale)

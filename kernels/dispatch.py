@@ -110,6 +110,24 @@ def road_of(layer: PackedLayer, x: Tensor) -> tuple[Road, Plan | None]:
     return "gemv" if few else plan.road, plan
 
 
+def sums_exactly(layer: PackedLinear, x: Tensor) -> bool:
+    """Whether the reference multiplies in float64, as good as exactly, what `int8` sums exactly.
+
+    On a GPU, where the reference is asked for by name: outputs of float32 then agree with those of that road
+    to the last bit, and what follows does not take another turn. Elsewhere the reference is what runs where
+    nothing else does, and shall not be slower.
+    """
+    if _chosen["backend"] != "reference" or not _is_gpu(x) or not x.numel() or layer.act is None:
+        return False
+    if torch.is_grad_enabled() and x.requires_grad:
+        return False
+    return coded.code_type(layer.act) == torch.int8 and units_weight(layer.weight, torch.int8) is not None
+
+
+def _is_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
 class Plan(NamedTuple):
     """What a layer does with every input of one type on one device.
 

@@ -177,9 +177,13 @@ class PackedLinear(PackedLayer):
         values = x.to(torch.float32)
         if self.smooth is not None:
             values = values / self.smooth.to(torch.float32)
-        quantized = values if self.act is None else self.act(values, self.smooth)
-        bias = None if self.bias is None else self.bias.to(torch.float32)
-        y = F.linear(quantized, self.weight.dequantize(), bias)
+        kind = torch.float64 if dispatch.sums_exactly(self, x) else torch.float32
+        if self.act is not None and kind is torch.float64:
+            quantized = self.act.codes(values, self.smooth).values(kind)
+        else:
+            quantized = values if self.act is None else self.act(values, self.smooth)
+        bias = None if self.bias is None else self.bias.to(kind)
+        y = F.linear(quantized, self.weight.dequantize().to(kind), bias)
         if self.branch is not None:
             y += self.branch(values)
         return y.to(x.dtype)

@@ -21,15 +21,19 @@ def epilogue(
     tokens, outs, rank,
     ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scale the accumulator, add the low-rank up-projection and the bias, and write the tile."""
+    """Scale the accumulator, add the low-rank up-projection and the bias, and write the tile.
+
+    For outputs of float32 in float64, so that nothing but the output is rounded (but a branch).
+    """
+    kind: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float32 else tl.float32
     row_in, col_in = row < tokens, col < outs
     a = tl.load(row_scale + row, mask=row_in, other=0.0)
-    w = tl.load(col_scale + col, mask=col_in, other=0.0).to(tl.float32)
+    w = tl.load(col_scale + col, mask=col_in, other=0.0).to(kind)
     if ZERO:
         zero = tl.load(row_zero + row, mask=row_in, other=0.0).to(tl.int32)
         total = tl.load(col_sum + col, mask=col_in, other=0)
         accumulator = accumulator - zero[:, None] * total[None, :]
-    y = accumulator.to(tl.float32) * a[:, None] * w[None, :]
+    y = accumulator.to(kind) * a.to(kind)[:, None] * w[None, :]
     if RANK > 0:
         direction = tl.arange(0, RANK)
         where = row.to(tl.int64)[:, None] * RANK + direction[None, :]
@@ -37,11 +41,11 @@ def epilogue(
         held = (direction < rank)[:, None] & col_in[None, :]
         right = tl.load(up + col[None, :] * rank + direction[:, None], mask=held, other=0.0)
         if PRECISION == "ieee":
-            y = tl.dot(left.to(tl.float32), right.to(tl.float32), y, input_precision="ieee")
+            y += tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
         else:
             y = tl.dot(left, right.to(left.dtype), y)
     if BIAS:
-        y += tl.load(bias + col, mask=col_in, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(bias + col, mask=col_in, other=0.0).to(kind)[None, :]
     tl.store(
         out + row.to(tl.int64)[:, None] * outs + col[None, :],
         y.to(out.dtype.element_ty),

@@ -165,6 +165,31 @@ def test_linear_roads(name: str) -> None:
     assert relative_error(y, layer.reference(x)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["int8 static", "int8 sample", "int8 groups"])
+def test_the_reference_of_a_gpu_agrees_to_the_last_bit_of_float32(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = normal(33, 192)
+    act = ActQuantizer(8, "group", "dynamic", True, scale_format="integer")
+    groups = PackedLinear(uniform_weight(w, 4, "narrow", 64, "integer"), act=act, bias=normal(33, seed=5))
+    layer = {**layers(w), "int8 groups": groups}[name]
+    x = normal(40, 9, 192, seed=6)
+    with torch.no_grad(), dispatch.use_backend("triton"):
+        y = layer(x)
+    assert layer.road_taken == "int8"
+    with torch.no_grad(), dispatch.use_backend("reference"):
+        elsewhere = layer(x)
+        monkeypatch.setattr(dispatch, "_is_gpu", lambda _: True)
+        exact = layer(x)
+    assert torch.equal(y, exact)
+    assert not torch.equal(y, elsewhere)
+    monkeypatch.setattr(dispatch, "triton_runs_on", lambda _: False)
+    with torch.no_grad(), dispatch.use_backend("auto"):  # what falls back to it is no slower
+        assert torch.equal(layer(x), elsewhere)
+    with dispatch.use_backend("reference"):  # nor is training
+        assert torch.equal(layer(x.requires_grad_()), elsewhere)
+
+
 def in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the branch be columns of the float8 product, as on a card."""
     monkeypatch.setattr(dispatch, "appends_branch", lambda *_: True)
