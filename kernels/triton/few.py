@@ -9,9 +9,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from harness.kernels.expansion import CODES_PER_SLOT
-from harness.kernels.triton.inputs import can_overlap
+from harness.kernels.triton.inputs import overlap_options
 from harness.kernels.triton.project import project_one_kernel
-from harness.kernels.triton.ready import Launch, cdiv, kept, next_power_of_2
+from harness.kernels.triton.ready import Launch, cdiv, from_hopper, kept, next_power_of_2
 from harness.kernels.triton.several import GROUP, ROWS, several_kernel
 from harness.kernels.triton.several import LANES as SHARING
 from harness.kernels.triton.single import ROWS_FIRST, single_kernel
@@ -80,8 +80,7 @@ def _launches(
 ) -> tuple[Launch | None, Launch]:  # fmt: skip
     """Project, where there is a branch, and multiply."""
     both: dict[str, object] = {"SMOOTH": smooth, "RANK": cdiv(rank or 1, LANES.value) * LANES.value}
-    overlap = can_overlap(device)
-    both |= {"OVERLAP": overlap, **({"launch_pdl": True} if overlap else {})}
+    both |= overlap_options(from_hopper(device))
     parts = cdiv(cols, PROJECT_ONE["PIECES"] * PROJECT_ONE["COLS"])
     project = None
     if rank:
@@ -163,13 +162,11 @@ def _several(
     tiles = cdiv(outs, ROWS.value)
     steps = cdiv(tiles, HOLDING_PROGRAMS)
     chunks = cdiv(cols, GROUP.value * SEVERAL["WARPS"])
-    overlap = can_overlap(device)
     constants = {
         "BITS": bits, "CODES": CODES_PER_SLOT[bits], "STORED": stored, "OFFSET": int(fixed_offset),
-        "BIAS": bias, "NATIVE": device.type == "cuda", "OVERLAP": overlap,
+        "BIAS": bias, "NATIVE": device.type == "cuda", **overlap_options(from_hopper(device)),
         "TOKENS": 8 if tokens <= 8 else MOST_TOKENS, "CHUNKS": chunks, "HELD": next_power_of_2(chunks),
         **SEVERAL, "num_warps": SEVERAL["WARPS"],
-        **({"launch_pdl": True} if overlap else {}),
     }  # fmt: skip
     plane = cols // CODES_PER_SLOT[bits]
     numbers = (tokens, outs, cols, plane, steps)

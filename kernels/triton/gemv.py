@@ -89,18 +89,18 @@ def decoded(window, third, P: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constex
 
 
 @triton.jit
-def columns(x, ROWS: tl.constexpr, COUNT: tl.constexpr):
-    """Take [ROWS, COUNT] apart into its columns, in bit-reversed order."""
+def parted(x, COUNT: tl.constexpr):
+    """Take a tensor apart along its last axis, of `COUNT`, in bit-reversed order."""
     if COUNT == 1:
-        return (tl.reshape(x, (ROWS,)),)
+        return (tl.reshape(x, x.shape[:-1]),)
     else:
-        even, odd = tl.split(tl.reshape(x, (ROWS, COUNT // 2, 2)))
-        return columns(even, ROWS, COUNT // 2) + columns(odd, ROWS, COUNT // 2)
+        even, odd = tl.split(tl.reshape(x, x.shape[:-1] + (COUNT // 2, 2)))
+        return parted(even, COUNT // 2) + parted(odd, COUNT // 2)
 
 
 @triton.constexpr_function
 def reversed_bits(position, count):
-    """Where `columns` put a column."""
+    """Where `parted` put a part."""
     result, size = 0, count
     while size > 1:
         result, position, size = result * 2 + position % 2, position // 2, size // 2
@@ -194,7 +194,7 @@ def gemv_kernel(
             zero = tl.load(offset + row, mask=here, other=0).to(tl.float32)[:, None]
         if ALONE:
             source = x + slot[:, None] * CODES + tl.arange(0, CODES)[None, :]
-            parts = columns(tl.load(source, mask=there[:, None], other=0.0), SLOTS, CODES)
+            parts = parted(tl.load(source, mask=there[:, None], other=0.0), CODES)
         for p in tl.static_range(CODES):
             if ALONE:
                 part = parts[reversed_bits(p, CODES)].to(work)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.kernels.triton.project import project_held_kernel, project_kernel
 from harness.kernels.triton.quantize import quantize_kernel, scaled_kernel
-from harness.kernels.triton.ready import Launch, capability, cdiv, kept, next_power_of_2
+from harness.kernels.triton.ready import Launch, capability, cdiv, from_hopper, kept, next_power_of_2
 
 PARTS = 8
 """Into how many parts the channels of a down-projection are cut, to have work for the whole device."""
@@ -26,8 +26,6 @@ MOST_HELD = 64
 """Largest rank of what is held: shared memory has room for no more."""
 FARTHEST = 1 << 23
 """Elements from one row to the next from which on a block of rows is too long for 32-bit places in it."""
-OVERLAPS_FROM = 9
-"""Major compute capability from which a kernel can be launched before the one ahead of it has ended."""
 OVERLAPPED = frozenset({"scaled", "units"})
 """Kernels of a layer that are launched so. Not `project`: quantization reads x without waiting."""
 OVERLAPPED_COLS = 8192
@@ -89,15 +87,15 @@ def _quantization(
     return Launch(quantize_kernel, (cdiv(tokens, block), 1), numbers, constants)
 
 
-def can_overlap(device: torch.device) -> bool:
-    """Whether a kernel can be launched on a device before the one ahead of it has ended."""
-    return device.type == "cuda" and capability(device)[0] >= OVERLAPS_FROM
-
-
 def overlapping(kernel: str, cols: int, device: torch.device) -> dict[str, bool]:
     """Return what a kernel that may overlap with others is launched with: constants and options."""
-    able = can_overlap(device) and cols <= OVERLAPPED_COLS
-    return {"OVERLAP": able, **({"launch_pdl": True} if able and kernel in OVERLAPPED else {})}
+    able = from_hopper(device) and cols <= OVERLAPPED_COLS
+    return overlap_options(able, kernel in OVERLAPPED)
+
+
+def overlap_options(able: bool, early: bool = True) -> dict[str, bool]:
+    """Say whether kernels before and after may overlap with one, and whether it is launched early itself."""
+    return {"OVERLAP": able, **({"launch_pdl": True} if able and early else {})}
 
 
 def holds(x: Tensor, rank: int) -> bool:

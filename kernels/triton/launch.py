@@ -16,7 +16,7 @@ from harness.kernels.triton.expand import expand_kernel, units_kernel
 from harness.kernels.triton.gemm import linear_kernel, linear_tma_kernel
 from harness.kernels.triton.gemv import arrange_kernel, gemv_kernel
 from harness.kernels.triton.inputs import overlapping, padded_rank, precision
-from harness.kernels.triton.ready import Launch, capability, cdiv, kept
+from harness.kernels.triton.ready import Launch, capability, cdiv, from_hopper, kept
 
 EXPAND = {"ROWS": 8, "WORDS": 128, "num_warps": 4}
 UNITS = {"ROWS": 16, "WORDS": 64, "num_warps": 4}
@@ -154,7 +154,7 @@ def _float8_expansion(
 
 def has_copy_engine(x: Tensor) -> bool:
     """Whether the device copies tiles by descriptor (Hopper and later)."""
-    return x.is_cuda and capability(x.device)[0] >= 9
+    return from_hopper(x.device)
 
 
 def linear_tile(tokens: int, kind: torch.dtype, tma: bool) -> dict[str, int]:

@@ -21,6 +21,8 @@ from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 ON_CPU = -1
+HOPPER = 9
+"""Major compute capability."""
 MOST_LAUNCHES = 4096
 """Launches of a kind that are kept: more than the layers and input sizes of a model make."""
 
@@ -49,6 +51,11 @@ def next_power_of_2(n: int) -> int:
 def capability(device: torch.device) -> tuple[int, int]:
     """Return a CUDA device's compute capability."""
     return torch.cuda.get_device_capability(device)
+
+
+def from_hopper(device: torch.device) -> bool:
+    """Whether a device copies tiles by descriptor, and launches kernels before the one ahead has ended."""
+    return device.type == "cuda" and capability(device)[0] >= HOPPER
 
 
 def hooked() -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from harness.kernels.triton.gemv import reversed_bits
+from harness.kernels.triton.gemv import parted, reversed_bits
 from harness.kernels.triton.project import after_others
 
 GROUP = tl.constexpr(64)
@@ -86,16 +86,6 @@ def standing(slots, third, P: tl.constexpr, BITS: tl.constexpr, NATIVE: tl.const
             byte = 8 * (tl.arange(0, third.shape[2]) % 2)[None, None, :]
             code |= ((third.to(tl.uint16, bitcast=True).to(tl.int32) >> (P + byte)) & 1) << 2
         return code.to(tl.float32)
-
-
-@triton.jit
-def parted(x, COUNT: tl.constexpr):
-    """Take a tensor apart along its last axis, of `COUNT`, in bit-reversed order."""
-    if COUNT == 1:
-        return (tl.reshape(x, x.shape[:-1]),)
-    else:
-        even, odd = tl.split(tl.reshape(x, x.shape[:-1] + (COUNT // 2, 2)))
-        return parted(even, COUNT // 2) + parted(odd, COUNT // 2)
 
 
 @triton.jit
