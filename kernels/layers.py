@@ -179,7 +179,8 @@ class PackedLinear(PackedLayer):
             values = values / self.smooth.to(torch.float32)
         kind = torch.float64 if dispatch.sums_exactly(self, x) else torch.float32
         if self.act is not None and kind is torch.float64:
-            quantized = self.act.codes(values, self.smooth).values(kind)
+            rounded = self.act.codes(values, self.smooth).values(kind)
+            quantized = torch.where(values.isnan(), values, rounded)  # which integers would hide
         else:
             quantized = values if self.act is None else self.act(values, self.smooth)
         bias = None if self.bias is None else self.bias.to(kind)

@@ -181,8 +181,13 @@ def test_the_reference_of_a_gpu_agrees_to_the_last_bit_of_float32(
         elsewhere = layer(x)
         monkeypatch.setattr(dispatch, "_is_gpu", lambda _: True)
         exact = layer(x)
+        broken = x.clone()
+        broken[1, 3, 5] = float("nan")
+        shown = layer(broken).isnan()
     assert torch.equal(y, exact)
     assert not torch.equal(y, elsewhere)
+    assert shown[1, 3].all()
+    assert not shown[[0, *range(2, 40)]].any()
     monkeypatch.setattr(dispatch, "triton_runs_on", lambda _: False)
     with torch.no_grad(), dispatch.use_backend("auto"):  # what falls back to it is no slower
         assert torch.equal(layer(x), elsewhere)
