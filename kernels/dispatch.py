@@ -113,13 +113,14 @@ def road_of(layer: PackedLayer, x: Tensor) -> tuple[Road, Plan | None]:
 def sums_exactly(layer: PackedLinear, x: Tensor) -> bool:
     """Whether the reference multiplies in float64, as good as exactly, what `int8` sums exactly.
 
-    On a GPU, where the reference is asked for by name: outputs of float32 then agree with those of that road
-    to the last bit, and what follows does not take another turn. Elsewhere the reference is what runs where
-    nothing else does, and shall not be slower.
+    On a GPU, where the reference is asked for by name, without a branch, which both sum in float32. Outputs
+    of float32 then agree with those of that road to the last bit, unless smoothing makes scales differ in
+    theirs, and what follows does not take another turn. Elsewhere the reference is what runs where nothing
+    else does, and shall be neither slower nor larger.
     """
-    if _chosen["backend"] != "reference" or not _is_gpu(x) or not x.numel() or layer.act is None:
+    if _chosen["backend"] != "reference" or not _is_gpu(x) or not x.numel():
         return False
-    if torch.is_grad_enabled() and x.requires_grad:
+    if layer.act is None or layer.branch is not None or (torch.is_grad_enabled() and x.requires_grad):
         return False
     return coded.code_type(layer.act) == torch.int8 and units_weight(layer.weight, torch.int8) is not None
 

@@ -173,7 +173,10 @@ class PackedLinear(PackedLayer):
         return self.reference(x) if plan is None else dispatch.linear(self, x, road, plan)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Apply the float formula; arguments and result as `forward`."""
+        """Apply the float formula; arguments and result as `forward`.
+
+        In float32, or in float64 where `dispatch.sums_exactly` says so.
+        """
         values = x.to(torch.float32)
         if self.smooth is not None:
             values = values / self.smooth.to(torch.float32)

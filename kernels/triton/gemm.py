@@ -23,9 +23,11 @@ def epilogue(
 ):  # fmt: skip
     """Scale the accumulator, add the low-rank up-projection and the bias, and write the tile.
 
-    For outputs of float32 in float64, so that nothing but the output is rounded (but a branch).
+    Integers without a branch are scaled in float64 where outputs have 32 bits or more: one rounding shows.
     """
-    kind: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float32 else tl.float32
+    wide: tl.constexpr = out.dtype.element_ty.primitive_bitwidth >= 32
+    exact: tl.constexpr = wide and RANK == 0 and accumulator.dtype == tl.int32
+    kind: tl.constexpr = tl.float64 if exact else tl.float32
     row_in, col_in = row < tokens, col < outs
     a = tl.load(row_scale + row, mask=row_in, other=0.0)
     w = tl.load(col_scale + col, mask=col_in, other=0.0).to(kind)
@@ -41,7 +43,7 @@ def epilogue(
         held = (direction < rank)[:, None] & col_in[None, :]
         right = tl.load(up + col[None, :] * rank + direction[:, None], mask=held, other=0.0)
         if PRECISION == "ieee":
-            y += tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
+            y = tl.dot(left.to(tl.float32), right.to(tl.float32), y, input_precision="ieee")
         else:
             y = tl.dot(left, right.to(left.dtype), y)
     if BIAS:

@@ -72,7 +72,7 @@ def nibbles_asm():
 
 @triton.jit
 def nibbles(words, third, BITS: tl.constexpr, NATIVE: tl.constexpr):
-    """Return 32 codes as the nibbles of four words, see `column_of`; above a code bits are anything's.
+    """Return 32 codes as the nibbles of four words, see `column_of`; other bits of a nibble are undefined.
 
     Args:
         words: int32: codes, of 3 bits their plane of two.
@@ -110,7 +110,7 @@ def added(
     """Add products of the codes in the lower or the upper nibbles to sums with the bytes of their inputs.
 
     Args:
-        word: int32, of `nibbles`; upper ones count 16 times.
+        word: int32, of `nibbles`; sums of upper ones come out 16 times too large.
         high: int32: high bytes of the inputs of those codes; low alike.
     """
     if NATIVE:

@@ -142,16 +142,23 @@ def products(arch: int) -> Iterator[Case]:
     for kind, accumulate in (("i8", tl.int32), ("fp8e4nv", tl.float32)):
         if kind == "fp8e4nv" and arch < FLOAT8_FROM:
             continue
-        for out, rows, even in (("bf16", 128, True), ("fp32", 64, False), ("fp16", 16, True)):
+        sizes = (
+            ("bf16", 128, True, 32),
+            ("fp32", 64, False, 32),
+            ("fp16", 16, True, 32),
+            ("fp32", 128, True, 0),
+        )
+        for out, rows, even, rank in sizes:
             zero = kind == "i8" and not even
             signature = {
                 "out": f"*{out}", "codes": f"*{kind}", "weight": f"*{kind}", "row_scale": "*fp32",
-                "col_scale": "*fp16", "projected": f"*{out}", "up": "*fp16", "bias": "*fp16", "tokens": "i32",
-                "outs": "i32", "cols": "i32", "rank": "i32",
+                "col_scale": "*fp16", "bias": "*fp16", "tokens": "i32", "outs": "i32", "cols": "i32",
+                "rank": "i32",
             }  # fmt: skip
+            signature |= {"projected": f"*{out}", "up": "*fp16"} if rank else {}
             signature |= {"row_zero": "*fp32", "col_sum": "*i32"} if zero else {}
             constants = {
-                "ZERO": zero, "RANK": 32, "BIAS": True, "PRECISION": "ieee" if out == "fp32" else "same",
+                "ZERO": zero, "RANK": rank, "BIAS": True, "PRECISION": "ieee" if out == "fp32" else "same",
                 "EVEN": even, "ACCUMULATE": accumulate, "TILE_M": rows, "TILE_N": 128 if rows == 128 else 64,
                 "TILE_K": 128, "GROUP_M": 8,
             }  # fmt: skip

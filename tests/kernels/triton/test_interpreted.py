@@ -169,6 +169,7 @@ def test_linear_roads(name: str) -> None:
 def test_the_reference_of_a_gpu_agrees_to_the_last_bit_of_float32(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without smoothing, but where ranges are given: its inverse may leave scales off by their last bit."""
     w = normal(33, 192)
     act = ActQuantizer(8, "group", "dynamic", True, scale_format="integer")
     groups = PackedLinear(uniform_weight(w, 4, "narrow", 64, "integer"), act=act, bias=normal(33, seed=5))
